@@ -1,0 +1,212 @@
+"""What a conversation is made of, and the one parser that reads it from OpenAI's messages.
+
+The same parser serves requests (the first fault is the answer) and data files (every fault is reported).
+It knows neither where media files lie nor how they are decoded: it is given a `load_media`.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+from okavango.platform.errors import MediaError, PromptError
+
+Modality = Literal["image"]
+ROLES = ("system", "user", "assistant")
+_DATA_URL = re.compile(r"data:([\w.+-]+/[\w.+-]+)((?:;[\w.+-]+=[\w.+-]+)*)(;base64)?,", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What is accepted. Sizes in bytes, pixels and counts."""
+
+    media_bytes: int = 20 * 1024 * 1024
+    image_pixels: int = 40_000_000
+    media_per_request: int = 8
+    text_chars: int = 1_000_000
+
+
+@dataclass(frozen=True)
+class Text:
+    text: str
+
+
+@dataclass(frozen=True)
+class Media:
+    """An encoded picture or sound as it was sent. Identity is its content."""
+
+    modality: Modality
+    data: bytes
+
+    @cached_property
+    def digest(self) -> str:
+        return hashlib.sha256(self.data).hexdigest()
+
+
+Part = Text | Media
+
+
+@dataclass(frozen=True)
+class Message:
+    role: str
+    parts: tuple[Part, ...]
+
+    @property
+    def text(self) -> str:
+        return "".join(part.text for part in self.parts if isinstance(part, Text))
+
+    @property
+    def media(self) -> tuple[Media, ...]:
+        return tuple(part for part in self.parts if isinstance(part, Media))
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing wrong with a conversation. `field` is a path such as messages[1].content[0].image_url.url."""
+
+    field: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.text}"
+
+
+LoadMedia = Callable[[str, Modality], bytes]
+"""(url, modality) → bytes. Raises MediaError."""
+
+
+def read_messages(
+    raw: Any, load_media: LoadMedia, limits: Limits | None = None
+) -> tuple[tuple[Message, ...], list[Fault]]:
+    """OpenAI's `messages` → messages, and every fault found on the way."""
+    limits = limits or Limits()
+    if not isinstance(raw, Sequence) or isinstance(raw, str | bytes):
+        return (), [Fault("messages", f"must be a list, not {_kind(raw)}")]
+    if not raw:
+        return (), [Fault("messages", "is empty")]
+    faults: list[Fault] = []
+    messages = tuple(
+        message
+        for i, item in enumerate(raw)
+        if (message := _message(item, f"messages[{i}]", load_media, faults)) is not None
+    )
+    faults.extend(_over_limits(messages, limits))
+    return messages, faults
+
+
+def parse_messages(raw: Any, load_media: LoadMedia, limits: Limits | None = None) -> tuple[Message, ...]:
+    """As read_messages, for one request.
+
+    Raises:
+        PromptError: with the first fault.
+    """
+    messages, faults = read_messages(raw, load_media, limits)
+    if faults:
+        raise PromptError(faults[0].text, where=faults[0].field)
+    return messages
+
+
+def data_url_bytes(url: str, modality: Modality) -> bytes:
+    """The bytes of a data URL (RFC 2397).
+
+    Raises:
+        MediaError: not a data URL, of another type, or not base64.
+    """
+    match = _DATA_URL.match(url)
+    if match is None:
+        scheme = url.split(":", 1)[0] if ":" in url[:16] else "a path"
+        raise MediaError(
+            f"only data URLs are accepted, not {scheme}", remedy=f"send data:{modality}/…;base64,…"
+        )
+    mime, _, is_base64 = match.groups()
+    if not mime.startswith(f"{modality}/"):
+        raise MediaError(f"content type {mime} where {modality}/… is expected")
+    if not is_base64:
+        raise MediaError("the data URL is not base64")
+    try:
+        return base64.b64decode(url[match.end() :], validate=True)
+    except binascii.Error as error:
+        raise MediaError(f"the data URL is not valid base64: {error}") from error
+
+
+def _message(raw: Any, where: str, load_media: LoadMedia, faults: list[Fault]) -> Message | None:
+    if not isinstance(raw, Mapping):
+        faults.append(Fault(where, f"must be an object, not {_kind(raw)}"))
+        return None
+    role = raw.get("role")
+    if "role" not in raw:
+        faults.append(Fault(f"{where}.role", "is missing"))
+    elif role not in ROLES:
+        faults.append(Fault(f"{where}.role", f"is {role!r}; one of {', '.join(ROLES)} is expected"))
+    if "content" not in raw:
+        faults.append(Fault(f"{where}.content", "is missing"))
+        return None
+    parts = tuple(_parts(raw["content"], f"{where}.content", load_media, faults))
+    if role != "user" and any(isinstance(part, Media) for part in parts):
+        faults.append(Fault(f"{where}.content", f"a {role} message holds no media"))
+    return Message(str(role), parts)
+
+
+def _parts(raw: Any, where: str, load_media: LoadMedia, faults: list[Fault]) -> Iterator[Part]:
+    if isinstance(raw, str):
+        yield Text(raw)
+        return
+    if not isinstance(raw, Sequence) or isinstance(raw, bytes):
+        faults.append(Fault(where, f"must be a string or a list of parts, not {_kind(raw)}"))
+        return
+    if not raw:
+        faults.append(Fault(where, "is empty"))
+    for i, item in enumerate(raw):
+        part = _part(item, f"{where}[{i}]", load_media, faults)
+        if part is not None:
+            yield part
+
+
+def _part(raw: Any, where: str, load_media: LoadMedia, faults: list[Fault]) -> Part | None:
+    if not isinstance(raw, Mapping):
+        faults.append(Fault(where, f"must be an object, not {_kind(raw)}"))
+        return None
+    match raw.get("type"):
+        case "text":
+            if isinstance(raw.get("text"), str):
+                return Text(raw["text"])
+            faults.append(Fault(f"{where}.text", "is missing or not a string"))
+        case "image_url":
+            return _image(raw.get("image_url"), f"{where}.image_url", load_media, faults)
+        case None:
+            faults.append(Fault(f"{where}.type", "is missing"))
+        case other:
+            faults.append(Fault(f"{where}.type", f"is {other!r}; one of text, image_url is expected"))
+    return None
+
+
+def _image(raw: Any, where: str, load_media: LoadMedia, faults: list[Fault]) -> Media | None:
+    url = raw.get("url") if isinstance(raw, Mapping) else None
+    if not isinstance(url, str):
+        faults.append(Fault(f"{where}.url", "is missing or not a string"))
+        return None
+    try:
+        return Media("image", load_media(url, "image"))
+    except MediaError as error:
+        faults.append(Fault(f"{where}.url", str(error)))
+        return None
+
+
+def _over_limits(messages: tuple[Message, ...], limits: Limits) -> Iterator[Fault]:
+    count = sum(len(message.media) for message in messages)
+    if count > limits.media_per_request:
+        yield Fault("messages", f"{count} media, over the limit of {limits.media_per_request}")
+    chars = sum(len(message.text) for message in messages)
+    if chars > limits.text_chars:
+        yield Fault("messages", f"{chars:,} characters, over the limit of {limits.text_chars:,}")
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
+    return names.get(type(value), "a number" if isinstance(value, int | float) else type(value).__name__)
