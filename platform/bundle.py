@@ -7,7 +7,8 @@
     prompt.json                       system prompt and generation defaults, if set
     probes.safetensors                probe inputs and the logits that training saw
 
-A bundle is never changed. Its digest is over the sorted {path: sha256} and the component digests that it binds to.
+A bundle is never changed. Its digest is over the sorted {path: sha256} and the component digests that it
+binds to.
 """
 
 from __future__ import annotations

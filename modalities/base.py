@@ -1,0 +1,212 @@
+"""A base: one frozen decoder, encoders by modality, default projection heads, described by base.toml.
+
+    <name>/base.toml
+    <name>/decoder/                     a Hugging Face directory: weights, tokenizer, chat template
+    <name>/encoders/<modality>/         an open_clip local directory
+    <name>/projectors/<modality>.safetensors
+
+Paths in base.toml are relative to it, or absolute where the decoder lies elsewhere. Every component has
+its own digest, and an adapter binds to those that it relies on. Nothing is loaded by reading a base; see
+load_decoder, load_tokenizer, load_head and modalities.image.ImageEncoder.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from okavango.modalities.projector import HeadSpec, ProjectionHead, bind_head
+from okavango.platform.bundle import digest_of, file_sha256, folder_sha256
+from okavango.platform.errors import ConfigError, IntegrityError, NotFoundError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+FORMAT = 1
+BASE_FILE = "base.toml"
+
+
+@dataclass(frozen=True)
+class DecoderSpec:
+    """`context`: the most tokens that a sequence may have."""
+
+    path: Path
+    digest: str
+    context: int
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """An open_clip model in a local directory.
+
+    Attributes:
+        width: C, channels of a feature.
+        grid: rows and columns of the feature map at `image_size` pixels.
+        digest: over the directory, preprocessing included.
+    """
+
+    path: Path
+    digest: str
+    image_size: int
+    width: int
+    grid: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class DefaultHead:
+    """`trained` is False for a head that was only initialised: the bare base cannot see pictures then."""
+
+    path: Path
+    digest: str
+    spec: HeadSpec
+    trained: bool
+
+
+@dataclass(frozen=True)
+class Base:
+    """What base.toml says; see the module's docstring."""
+
+    name: str
+    folder: Path
+    decoder: DecoderSpec
+    encoders: dict[str, EncoderSpec]
+    heads: dict[str, DefaultHead]
+
+    @cached_property
+    def components(self) -> dict[str, str]:
+        """Digests by component: decoder, encoders.image, projectors.image."""
+        return {
+            "decoder": self.decoder.digest,
+            **{f"encoders.{name}": encoder.digest for name, encoder in self.encoders.items()},
+            **{f"projectors.{name}": head.digest for name, head in self.heads.items()},
+        }
+
+    @property
+    def digest(self) -> str:
+        return digest_of(self.components)
+
+
+def read_base(folder: Path) -> Base:
+    """Read <folder>/base.toml.
+
+    Raises:
+        NotFoundError: no base lies there.
+        ConfigError: base.toml is not of this format.
+    """
+    path = folder / BASE_FILE
+    if not path.is_file():
+        raise NotFoundError(
+            "no base lies here", where=str(folder), remedy="okavango base list shows the bases"
+        )
+    try:
+        return _base(folder, tomllib.loads(path.read_text()))
+    except (tomllib.TOMLDecodeError, KeyError, TypeError) as error:
+        raise ConfigError(f"not a base description: {error!r}", where=str(path)) from error
+
+
+def find_base(name: str, bases: Path) -> Base:
+    """The base of that name below `bases`, or the base that lies at that path.
+
+    Raises:
+        NotFoundError: there is none; names those that there are.
+    """
+    folder = bases / name
+    if (folder / BASE_FILE).is_file():
+        return read_base(folder)
+    if (Path(name) / BASE_FILE).is_file():
+        return read_base(Path(name).absolute())
+    known = ", ".join(list_bases(bases)) or "none"
+    raise NotFoundError(
+        f"no base is called {name!r}; known: {known}",
+        remedy=f"okavango base build {name}" if name == "starter" else "okavango base add makes one",
+    )
+
+
+def list_bases(bases: Path) -> tuple[str, ...]:
+    return tuple(sorted(path.parent.name for path in bases.glob(f"*/{BASE_FILE}")))
+
+
+def verify_base(base: Base) -> None:
+    """Recompute every component's digest.
+
+    Raises:
+        IntegrityError: a component is not what base.toml says.
+    """
+    found = {"decoder": tree_digest(base.decoder.path)}
+    found |= {f"encoders.{name}": tree_digest(encoder.path) for name, encoder in base.encoders.items()}
+    found |= {f"projectors.{name}": head_digest(head.path, head.spec) for name, head in base.heads.items()}
+    for component, digest in found.items():
+        if digest != base.components[component]:
+            raise IntegrityError(
+                "differs from the digest in base.toml",
+                where=f"{base.folder}: {component}",
+                remedy="build the base again",
+            )
+
+
+def tree_digest(folder: Path) -> str:
+    return digest_of(folder_sha256(folder))
+
+
+def head_digest(path: Path, spec: HeadSpec) -> str:
+    return digest_of({"weights": file_sha256(path), "spec": spec.to_json()})
+
+
+def load_decoder(
+    base: Base, dtype: torch.dtype, device: str = "cpu", attention: str = "sdpa"
+) -> PreTrainedModel:
+    """The frozen decoder as transformers' own model class, in eval mode."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(
+        base.decoder.path, dtype=dtype, attn_implementation=attention, local_files_only=True
+    )
+    return model.to(device).eval().requires_grad_(False)
+
+
+def load_tokenizer(base: Base) -> PreTrainedTokenizerBase:
+    """The decoder's tokenizer.
+
+    Raises:
+        ConfigError: it has no chat template.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(base.decoder.path, local_files_only=True)
+    if not tokenizer.chat_template:
+        raise ConfigError("the decoder's tokenizer has no chat template", where=str(base.decoder.path))
+    return tokenizer
+
+
+def load_head(head: DefaultHead) -> ProjectionHead:
+    from safetensors.torch import load_file
+
+    return bind_head(head.spec, load_file(head.path), where=head.path.name)
+
+
+def _base(folder: Path, raw: dict[str, Any]) -> Base:
+    if raw["format"] != FORMAT:
+        raise ConfigError(f"format {raw['format']}, expected {FORMAT}", where=str(folder / BASE_FILE))
+    decoder = raw["decoder"]
+    return Base(
+        name=raw["name"],
+        folder=folder,
+        decoder=DecoderSpec(folder / decoder["path"], decoder["digest"], decoder["context"]),
+        encoders={name: _encoder(folder, item) for name, item in raw.get("encoders", {}).items()},
+        heads={name: _head(folder, item) for name, item in raw.get("projectors", {}).items()},
+    )
+
+
+def _encoder(folder: Path, raw: dict[str, Any]) -> EncoderSpec:
+    rows, columns = raw["grid"]
+    return EncoderSpec(folder / raw["path"], raw["digest"], raw["image_size"], raw["width"], (rows, columns))
+
+
+def _head(folder: Path, raw: dict[str, Any]) -> DefaultHead:
+    names = ("in_width", "out_width", "grid", "tokens", "hidden")
+    spec = HeadSpec(**{name: raw[name] for name in names})
+    return DefaultHead(folder / raw["path"], raw["digest"], spec, raw["trained"])
