@@ -1,0 +1,161 @@
+"""Pictures: bytes → an upright RGB picture → an encoder's features.
+
+Decoding is strict about what it accepts, since the bytes come from strangers: sizes are checked before
+anything is decompressed. Encoding is open_clip's, from a local directory; open_clip itself is imported only
+when an encoder is loaded, so that text-only traffic never pays for it.
+"""
+
+# Shapes: B pictures, H rows and W columns of the feature map, N = H·W, C encoder width
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from io import BytesIO
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from okavango.platform.errors import ConfigError, MediaError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from okavango.modalities.base import EncoderSpec
+    from okavango.modalities.content import Limits
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+# An encoder that resizes the shorter side would blow a long sliver up to gigapixels.
+MAX_ASPECT = 100
+
+
+def decode_image(data: bytes, limits: Limits) -> Image.Image:
+    """The picture in `data` as RGB: upright by its EXIF orientation, on white where it is transparent, the
+    first frame where it moves.
+
+    Raises:
+        MediaError: empty, over a limit, of another format, truncated or damaged.
+    """
+    if not data:
+        raise MediaError("the picture is empty (0 bytes)")
+    if len(data) > limits.media_bytes:
+        raise MediaError(
+            f"the picture has {len(data):,} bytes, over the limit of {limits.media_bytes:,}",
+            remedy="send a smaller or more strongly compressed one",
+        )
+    picture = _open(data)
+    _check_size(picture.size, limits)
+    try:
+        picture.load()
+        return _rgb(_upright(picture))
+    # Pillow's decoders raise nearly anything on damaged bytes: OSError, SyntaxError, struct.error, …
+    except Exception as error:
+        raise MediaError(f"the {picture.format} picture is truncated or damaged: {error}") from error
+
+
+class ImageEncoder:
+    """A frozen open_clip vision tower with its own preprocessing. See `load`."""
+
+    def __init__(
+        self, spec: EncoderSpec, visual: nn.Module, preprocess: Callable[[Image.Image], Tensor]
+    ) -> None:
+        self.spec = spec
+        self._visual = visual
+        self._preprocess = preprocess
+
+    @classmethod
+    def load(cls, spec: EncoderSpec, dtype: torch.dtype = torch.float32, device: str = "cpu") -> ImageEncoder:
+        """The tower that lies at `spec.path`, at `spec.image_size` pixels.
+
+        Raises:
+            ConfigError: the folder is no open_clip directory, or its weights do not fit its config.
+        """
+        import open_clip
+
+        try:
+            # A forced size makes timm towers and plain ViTs alike resample their position embedding.
+            model, preprocess = open_clip.create_model_from_pretrained(
+                f"local-dir:{spec.path}", force_image_size=spec.image_size
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            raise ConfigError(f"not a usable open_clip model: {error}", where=str(spec.path)) from error
+        visual = model.visual.to(device=device, dtype=dtype).eval().requires_grad_(False)
+        return cls(spec, visual, preprocess)
+
+    # Not inference_mode: its tensors could not be saved for the backward pass of a projection head.
+    @torch.no_grad()
+    def encode(self, images: Sequence[Image.Image]) -> Tensor:
+        """RGB pictures → features [B, N, C], float32 on the CPU, row by row of the feature map."""
+        at = next(self._visual.parameters())
+        pixels = torch.stack([self._preprocess(image) for image in images]).to(at.device, at.dtype)
+        maps = feature_maps(self._visual, pixels)
+        found = (*maps.shape[2:], maps.shape[1])
+        if found != (*self.spec.grid, self.spec.width):
+            raise ConfigError(
+                f"features are {found[0]} × {found[1]} × {found[2]}, not grid and width of base.toml",
+                where=str(self.spec.path),
+            )
+        return maps.flatten(2).transpose(1, 2).float().cpu().contiguous()
+
+
+def feature_maps(visual: nn.Module, pixels: Tensor) -> Tensor:
+    """The last block's features [B, C, H, W] of an open_clip tower, through the final norm where it fits.
+
+    With attention pooling the final norm belongs to the pooled vector, not to the patches.
+    """
+    output = visual.forward_intermediates(  # type: ignore[operator]
+        pixels,
+        indices=1,
+        normalize_intermediates=getattr(visual, "attn_pool", None) is None,
+        intermediates_only=True,
+    )
+    return output["image_intermediates"][-1]
+
+
+def _open(data: bytes) -> Image.Image:
+    """Reads the header only."""
+    try:
+        return Image.open(BytesIO(data), formats=FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise MediaError(f"the picture has too many pixels: {error}") from error
+    except UnidentifiedImageError as error:
+        raise MediaError(
+            "not a PNG, JPEG, WebP, GIF or BMP picture, or one whose header is damaged"
+        ) from error
+    except Exception as error:
+        raise MediaError(f"the picture's header is damaged: {error}") from error
+
+
+def _check_size(size: tuple[int, int], limits: Limits) -> None:
+    width, height = size
+    if width < 1 or height < 1:
+        raise MediaError(f"the picture is {width} × {height} pixels")
+    if width * height > limits.image_pixels:
+        raise MediaError(
+            f"the picture is {width:,} × {height:,} pixels, over the limit of {limits.image_pixels:,}",
+            remedy="send a smaller one",
+        )
+    if max(size) > MAX_ASPECT * min(size):
+        raise MediaError(
+            f"the picture is {width:,} × {height:,} pixels, a sliver longer than {MAX_ASPECT}:1",
+            remedy="cut it into pieces",
+        )
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    # Damaged EXIF leaves the pixels intact, and every viewer shows such a picture as it lies.
+    with suppress(Exception):
+        return ImageOps.exif_transpose(picture)
+    return picture
+
+
+def _rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode.startswith("I"):  # 16-bit grey, which Pillow's own conversion would clip to white
+        grey = np.asarray(picture).astype(np.float32) / 257
+        return Image.fromarray(grey.round().clip(0, 255).astype(np.uint8)).convert("RGB")
+    if not picture.has_transparency_data:
+        return picture.convert("RGB")
+    layer = picture.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
