@@ -1,0 +1,78 @@
+# The verbs, for people and CI alike. Each sets up what it needs: git, make and Python 3.11 are enough to start.
+
+PYTHON ?= python3
+# More arguments for a verb: make test ARGS="tests/serving -k ranks"
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+# The parts are what pyproject.toml maps into the namespace.
+PARTS := $(shell sed -n 's/^"okavango\.\([a-z]*\)" = .*/\1/p' pyproject.toml)
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## show this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
+
+.PHONY: demo
+demo: setup ## train the emoji adapter, serve it, ask it about pictures it has not seen
+	$(BIN)/python examples/emoji_demo.py $(ARGS)
+
+.PHONY: test
+test: setup debian-test starter ## run the tests (ARGS="tests/serving -k ranks" for some of them)
+	$(BIN)/python -m pytest $(ARGS)
+
+.PHONY: check
+check: setup typing-links ## check format, lint and types, and what would otherwise rot (tests/guards)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest tests/guards
+
+.PHONY: bench
+bench: setup starter ## measure, and write the results under benchmarks/
+	$(BIN)/python -m benchmarks.run $(ARGS)
+
+.PHONY: format
+format: setup ## format the code and mend what the linter can mend
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+.PHONY: lock
+lock: ## write requirements.lock anew from what is installed in .venv
+	$(BIN)/python .ci/lock.py > requirements.lock.new
+	mv requirements.lock.new requirements.lock
+
+.PHONY: clean
+clean: ## remove caches and build products (not .venv, not the bases)
+	rm -rf build dist *.egg-info .typing .mypy_cache .ruff_cache .pytest_cache .hypothesis requirements.lock.new
+	find $(PARTS) tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.PHONY: setup
+setup: $(VENV)/stamp ## make .venv as requirements.lock says (every verb does)
+
+# Without --no-deps on the first line: a Python or system other than the one that wrote the lock may need more.
+# Without build isolation: setuptools is in the lock, so nothing is fetched that the lock does not name.
+$(VENV)/stamp: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11"; exit 1; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install -r requirements.lock
+	$(BIN)/python -m pip install --no-deps --no-build-isolation --editable .
+	@touch $@
+
+.PHONY: starter
+starter: setup ## build the starter base (instant when it is there)
+	$(BIN)/okavango base build starter
+
+.PHONY: typing-links
+typing-links: ## link the parts into .typing/okavango, for mypy, or as PYTHONPATH=.typing
+	@mkdir -p .typing/okavango
+	@for part in $(PARTS); do ln -sfn ../../$$part .typing/okavango/$$part; done
+
+.PHONY: debian-test
+debian-test:
+	@sh .ci/debian.sh test
