@@ -1,4 +1,4 @@
-"""Print requirements.lock: a pin for what pyproject.toml asks for, directly or not, as installed in this environment.
+"""Print requirements.lock: a pin for all that pyproject.toml asks for, directly or not, as installed here.
 
 What happens to be installed beside that gets no pin. Run by `make lock`.
 """
