@@ -127,7 +127,9 @@ def find_base(name: str, bases: Path) -> Base:
 
 
 def list_bases(bases: Path) -> tuple[str, ...]:
-    return tuple(sorted(path.parent.name for path in bases.glob(f"*/{BASE_FILE}")))
+    """Names of the finished bases; a hidden folder is one that is being built."""
+    names = (path.parent.name for path in bases.glob(f"*/{BASE_FILE}"))
+    return tuple(sorted(name for name in names if not name.startswith(".")))
 
 
 def verify_base(base: Base) -> None:

@@ -1,8 +1,8 @@
 """Pictures: bytes → an upright RGB picture → an encoder's features.
 
 Decoding is strict about what it accepts, since the bytes come from strangers: sizes are checked before
-anything is decompressed. Encoding is open_clip's, from a local directory; open_clip itself is imported only
-when an encoder is loaded, so that text-only traffic never pays for it.
+anything is decompressed. Encoding is open_clip's, from a local directory. Pillow and open_clip are imported
+only when they are used: the engine runs without either on a machine that serves text.
 """
 
 # Shapes: B pictures, H rows and W columns of the feature map, N = H·W, C encoder width
@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
 
 from okavango.platform.errors import ConfigError, MediaError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from PIL import Image
     from torch import Tensor, nn
 
     from okavango.modalities.base import EncoderSpec
@@ -72,17 +74,8 @@ class ImageEncoder:
         Raises:
             ConfigError: the folder is no open_clip directory, or its weights do not fit its config.
         """
-        import open_clip
-
-        try:
-            # A forced size makes timm towers and plain ViTs alike resample their position embedding.
-            model, preprocess = open_clip.create_model_from_pretrained(
-                f"local-dir:{spec.path}", force_image_size=spec.image_size
-            )
-        except (OSError, ValueError, RuntimeError) as error:
-            raise ConfigError(f"not a usable open_clip model: {error}", where=str(spec.path)) from error
-        visual = model.visual.to(device=device, dtype=dtype).eval().requires_grad_(False)
-        return cls(spec, visual, preprocess)
+        visual, preprocess = load_tower(spec.path, spec.image_size)
+        return cls(spec, visual.to(device=device, dtype=dtype), preprocess)
 
     # Not inference_mode: its tensors could not be saved for the backward pass of a projection head.
     @torch.no_grad()
@@ -98,6 +91,26 @@ class ImageEncoder:
                 where=str(self.spec.path),
             )
         return maps.flatten(2).transpose(1, 2).float().cpu().contiguous()
+
+
+def load_tower(folder: Path, image_size: int) -> tuple[nn.Module, Callable[[Image.Image], Tensor]]:
+    """A frozen vision tower in float32 and its preprocessing, from an open_clip directory.
+
+    Raises:
+        ConfigError: the folder is no open_clip directory, or its weights do not fit its config.
+    """
+    import open_clip
+
+    try:
+        # open_clip draws random weights before it loads; a job's random state must not depend on that.
+        with torch.random.fork_rng(devices=[]):
+            # A forced size makes timm towers and plain ViTs alike resample their position embedding.
+            model, preprocess = open_clip.create_model_from_pretrained(
+                f"local-dir:{folder}", force_image_size=image_size
+            )
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise ConfigError(f"not a usable open_clip model: {error}", where=str(folder)) from error
+    return model.visual.eval().requires_grad_(False), preprocess
 
 
 def feature_maps(visual: nn.Module, pixels: Tensor) -> Tensor:
@@ -116,6 +129,8 @@ def feature_maps(visual: nn.Module, pixels: Tensor) -> Tensor:
 
 def _open(data: bytes) -> Image.Image:
     """Reads the header only."""
+    from PIL import Image, UnidentifiedImageError
+
     try:
         return Image.open(BytesIO(data), formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -145,6 +160,8 @@ def _check_size(size: tuple[int, int], limits: Limits) -> None:
 
 
 def _upright(picture: Image.Image) -> Image.Image:
+    from PIL import ImageOps
+
     # Damaged EXIF leaves the pixels intact, and every viewer shows such a picture as it lies.
     with suppress(Exception):
         return ImageOps.exif_transpose(picture)
@@ -152,6 +169,8 @@ def _upright(picture: Image.Image) -> Image.Image:
 
 
 def _rgb(picture: Image.Image) -> Image.Image:
+    from PIL import Image
+
     if picture.mode.startswith("I"):  # 16-bit grey, which Pillow's own conversion would clip to white
         grey = np.asarray(picture).astype(np.float32) / 257
         return Image.fromarray(grey.round().clip(0, 255).astype(np.uint8)).convert("RGB")
