@@ -25,6 +25,7 @@ from okavango.platform.errors import IntegrityError
 FORMAT = 1
 MANIFEST = "manifest.json"
 PROBES = "probes.safetensors"
+PROMPT = "prompt.json"
 
 
 @dataclass(frozen=True)
@@ -121,3 +122,15 @@ def verify(folder: Path, digest: str | None = None) -> Manifest:
         if found[name] != manifest.files[name]:
             raise IntegrityError("differs from the digest in the bundle's manifest", where=name)
     return manifest
+
+
+def read_system(folder: Path) -> str | None:
+    """The default system prompt that a bundle brings, if any."""
+    path = folder / PROMPT
+    if not path.is_file():
+        return None
+    try:
+        system = json.loads(path.read_text())["system"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise IntegrityError(f"not a prompt file: {error!r}", where=str(path)) from error
+    return str(system) if system is not None else None
