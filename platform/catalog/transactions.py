@@ -1,0 +1,103 @@
+"""What every part of the catalog stands on: a database at the right revision, a clock, transactions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+from sqlalchemy import URL, select
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.orm import Session
+
+from okavango.platform.catalog import migrate
+from okavango.platform.catalog.database import database_errors, is_sqlite, make_engine, parse_url, shown
+from okavango.platform.catalog.schema import Row
+from okavango.platform.errors import ConflictError, InputError
+
+Clock = Callable[[], datetime]
+AnyRow = TypeVar("AnyRow", bound=Row)
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+class Transactions:
+    """Opens a database and hands out sessions.
+
+    SQLite: the folder is made and the file brought to the newest revision. PostgreSQL is shared, so it is
+    upgraded only when someone says so.
+
+    Args:
+        clock: aware UTC time; leases are measured by it, so workers of one queue need clocks that agree to
+            within a fraction of a lease.
+
+    Raises:
+        ConfigError: a URL that the catalog cannot use, or its driver is missing.
+        ConflictError: the database stands at another revision than this okavango.
+        NotReadyError: the database does not answer.
+    """
+
+    def __init__(self, url: str, clock: Clock = utc_now) -> None:
+        self._url: URL = parse_url(url)
+        self._clock = clock
+        self._engine = make_engine(self._url)
+        self._writer = self._engine.execution_options(writes=True)
+        self._reach_head()
+
+    def close(self) -> None:
+        """Give the connections back. The catalog opens new ones if it is used again."""
+        self._engine.dispose()
+
+    @contextmanager
+    def _reading(self) -> Iterator[Session]:
+        with database_errors(self._url), Session(self._engine) as session:
+            yield session
+
+    @contextmanager
+    def _writing(self) -> Iterator[Session]:
+        """One transaction: all of it or nothing. On SQLite it is the only writer meanwhile."""
+        with database_errors(self._url), Session(self._writer) as session, session.begin():
+            yield session
+
+    def _ensure(self, session: Session, row: AnyRow) -> AnyRow:
+        """The stored row of that primary key, locked; `row` itself where there was none.
+
+        Two writers that bring the same new key meet in the database, and both get the row of the first.
+        """
+        table = type(row).__table__
+        insert = sqlite.insert if is_sqlite(self._url) else postgresql.insert
+        values = {name: getattr(row, name) for name in table.columns.keys()}  # noqa: SIM118 - not a dict
+        session.execute(insert(type(row)).values(values).on_conflict_do_nothing())
+        keys = [column == values[column.name] for column in table.primary_key]
+        return session.scalars(select(type(row)).where(*keys).with_for_update()).one()
+
+    def _reach_head(self) -> None:
+        with database_errors(self._url), self._engine.connect() as connection:
+            found = migrate.current(connection)
+        if found == migrate.head():
+            return
+        if is_sqlite(self._url):
+            migrate.upgrade(self._url.render_as_string(hide_password=False))
+            return
+        raise ConflictError(
+            f"the catalog is at revision {found or 'none'}, this okavango needs {migrate.head()}",
+            where=shown(self._url),
+            remedy="run `okavango db upgrade`",
+        )
+
+
+def as_json(value: Mapping[str, Any], field: str) -> dict[str, Any]:
+    """A copy that every database can keep.
+
+    Raises:
+        InputError: it holds something that is not JSON, NaN and infinity among them.
+    """
+    try:
+        copy: dict[str, Any] = json.loads(json.dumps(value, allow_nan=False))
+        return copy
+    except (TypeError, ValueError) as error:
+        raise InputError(f"cannot be kept as JSON: {error}", where=field) from error
