@@ -54,6 +54,8 @@ Part = Text | Media
 
 @dataclass(frozen=True)
 class Message:
+    """One turn of a conversation: its parts in the order in which they were sent."""
+
     role: str
     parts: tuple[Part, ...]
 

@@ -6,6 +6,7 @@ OkavangoError
 │   ├── DataError               a dataset; carries every fault found
 │   ├── MediaError              a picture or sound that is not accepted
 │   ├── PromptError             a conversation that cannot be rendered
+│   │   └── ContextLengthError  one that is longer than the decoder's context
 │   └── UnsupportedError        a decoder, encoder or adapter target that cannot be served
 ├── NotFoundError (LookupError) a base, adapter, version, alias, job or dataset that does not exist
 ├── ConflictError               the thing exists, but its state forbids this

@@ -15,6 +15,8 @@ from okavango.platform.errors import ConflictError, InputError, NotFoundError
 
 
 class Assets(Transactions):
+    """What the catalog knows of bases and datasets."""
+
     def put_base(self, name: str, digest: str, components: Mapping[str, str], location: str) -> BaseRecord:
         """Record a base. Said twice it changes nothing; with another digest the name moves to that.
 
