@@ -41,6 +41,18 @@ format: setup ## format the code and mend what the linter can mend
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
+.PHONY: revision
+revision: export OKAVANGO_HOME := build/revision
+revision: export OKAVANGO_DATABASE_URL :=
+revision: setup ## write the migration for a changed schema (MESSAGE="add quotas")
+	@test -n "$(MESSAGE)" || { echo 'What does it do? make revision MESSAGE="add quotas"'; exit 1; }
+	rm -rf build/revision
+	$(BIN)/okavango db upgrade
+	$(BIN)/alembic revision --autogenerate --message "$(MESSAGE)" \
+		--rev-id $$(ls migrations/versions/[0-9]*.py | awk 'END {printf "%04d", NR + 1}')
+	$(BIN)/ruff check --quiet --fix-only migrations
+	$(BIN)/ruff format migrations
+
 .PHONY: lock
 lock: ## write requirements.lock anew from what is installed in .venv
 	$(BIN)/python .ci/lock.py > requirements.lock.new
