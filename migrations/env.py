@@ -10,7 +10,7 @@ from typing import Any, Literal
 from alembic import context
 from sqlalchemy import Connection
 
-from okavango.platform.catalog.database import make_engine, parse_url
+from okavango.platform.catalog.database import make_engine, parse_url, writer_of
 from okavango.platform.catalog.migrate import COMPARE
 from okavango.platform.catalog.schema import Row, UtcDateTime
 from okavango.platform.config import load_settings
@@ -40,7 +40,7 @@ def main() -> None:
     if connection is not None:
         migrate(connection)
         return
-    engine = make_engine(parse_url(load_settings().database), migrating=True).execution_options(writes=True)
+    engine = writer_of(make_engine(parse_url(load_settings().database), migrating=True))
     with engine.begin() as own:
         migrate(own)
 

@@ -106,8 +106,7 @@ class Adapters(Transactions):
     def resolve(self, ref: str) -> VersionRecord:
         """The version that "emoji", "emoji@3" or "emoji@prod" stands for now.
 
-        A bare name is the alias `prod` where that is set, else the newest version that is ready or bound,
-        else the newest one registered.
+        AdapterRecord.current says what a bare name means.
 
         Raises:
             InputError: not a reference.
@@ -119,9 +118,11 @@ class Adapters(Transactions):
             if parsed.version is not None:
                 return _version(_find_version(session, owner, parsed.version))
             named = _named_by(session, parsed)
-            if named is None and parsed.alias is not None:
+            if named is not None:
+                return _version(named)
+            if parsed.alias is not None:
                 raise _no_alias(owner, parsed.alias)
-            return _version(named or _newest(owner))
+            return _newest(owner)
 
     def get_adapter(self, name: str) -> AdapterRecord:
         """Raises NotFoundError, with the nearest adapter named."""
@@ -215,16 +216,15 @@ def _no_alias(owner: AdapterRow, alias: str) -> NotFoundError:
     return NotFoundError("no such alias", where=f"{owner.name}@{alias}", remedy=remedy)
 
 
-def _newest(owner: AdapterRow) -> VersionRow:
-    for states in (SERVABLE, frozenset({"registered"})):
-        usable = [version for version in owner.versions if version.state in states]
-        if usable:
-            return usable[-1]
-    raise NotFoundError(
-        "every version was refused or is retired",
-        where=f"adapter {owner.name!r}",
-        remedy=f"`okavango adapters show {owner.name}` says why",
-    )
+def _newest(owner: AdapterRow) -> VersionRecord:
+    found = _adapter(owner).current
+    if found is None:
+        raise NotFoundError(
+            "every version was refused or is retired",
+            where=f"adapter {owner.name!r}",
+            remedy=f"`okavango adapters show {owner.name}` says why",
+        )
+    return found
 
 
 def _refuse_unservable(row: VersionRow) -> None:

@@ -61,9 +61,6 @@ def shown(url: URL) -> str:
 def make_engine(url: URL, *, migrating: bool = False) -> Engine:
     """An engine whose transactions are real ones on SQLite, too.
 
-    `engine.execution_options(writes=True)` gives its writing twin: on SQLite its transactions take the write
-    lock at once, for a reader that turns into a writer midway cannot wait for another writer and fails.
-
     Args:
         migrating: leave SQLite's foreign keys off, for a migration may copy a table and drop the old one; and
             keep no connection afterwards.
@@ -80,6 +77,22 @@ def make_engine(url: URL, *, migrating: bool = False) -> Engine:
     event.listen(engine, "connect", lambda raw, _: _prepare_sqlite(raw, foreign_keys=not migrating))
     event.listen(engine, "begin", _begin_sqlite)
     return engine
+
+
+def reader_of(engine: Engine) -> Engine:
+    """The same connections; each transaction sees one state of the database."""
+    if is_sqlite(engine.url):
+        return engine  # any transaction of SQLite does, in WAL mode
+    return engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+
+
+def writer_of(engine: Engine) -> Engine:
+    """The same connections; transactions that may write.
+
+    On SQLite they take the write lock at once: a reader that turns into a writer midway cannot wait for
+    another writer, and fails instead.
+    """
+    return engine.execution_options(writes=True)
 
 
 @contextmanager

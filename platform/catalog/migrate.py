@@ -15,7 +15,14 @@ from alembic.script.revision import ResolutionError
 from alembic.util import CommandError
 from sqlalchemy import Connection, text
 
-from okavango.platform.catalog.database import database_errors, is_sqlite, make_engine, parse_url
+from okavango.platform.catalog.database import (
+    database_errors,
+    is_sqlite,
+    make_engine,
+    parse_url,
+    shown,
+    writer_of,
+)
 from okavango.platform.catalog.schema import Row
 from okavango.platform.errors import ConflictError, IntegrityError
 
@@ -50,10 +57,31 @@ def downgrade(url: str, revision: str) -> None:
     _run(url, command.downgrade, revision)
 
 
-def differences(connection: Connection) -> list[str]:
-    """How a database's tables differ from the schema; empty when they are the same."""
-    context = MigrationContext.configure(connection, opts=COMPARE)
-    return [str(change) for change in compare_metadata(context, Row.metadata)]
+def check(url: str) -> None:
+    """Look, and change nothing.
+
+    Raises:
+        ConflictError: the database is not at the newest revision.
+        IntegrityError: its tables are not those of the schema.
+    """
+    parsed = parse_url(url)
+    with database_errors(parsed), make_engine(parsed, migrating=True).connect() as connection:
+        require_head(connection)
+        context = MigrationContext.configure(connection, opts=COMPARE)
+        found = [str(change) for change in compare_metadata(context, Row.metadata)]
+    if found:
+        raise IntegrityError(f"the tables differ from the schema: {'; '.join(found)}", where=shown(parsed))
+
+
+def require_head(connection: Connection) -> None:
+    """Raises ConflictError unless the database is at the newest revision."""
+    found = current(connection)
+    if found != head():
+        raise ConflictError(
+            f"the catalog is at revision {found or 'none'}, this okavango needs {head()}",
+            where=shown(connection.engine.url),
+            remedy="run `okavango db upgrade`",
+        )
 
 
 COMPARE: dict[str, Any] = {"compare_type": True, "compare_server_default": True}
@@ -62,7 +90,7 @@ COMPARE: dict[str, Any] = {"compare_type": True, "compare_server_default": True}
 
 def _run(url: str, step: Any, revision: str) -> None:
     parsed = parse_url(url)
-    engine = make_engine(parsed, migrating=True).execution_options(writes=True)
+    engine = writer_of(make_engine(parsed, migrating=True))
     with database_errors(parsed), engine.begin() as connection:
         if not is_sqlite(parsed):
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _UPGRADE_LOCK})

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from okavango.platform.catalog.names import DEFAULT_ALIAS
+from okavango.platform.catalog.states import SERVABLE
+
 
 @dataclass(frozen=True)
 class BaseRecord:
@@ -84,6 +87,21 @@ class AdapterRecord:
     created_at: datetime
     versions: tuple[VersionRecord, ...]
     aliases: tuple[AliasRecord, ...]
+
+    @property
+    def current(self) -> VersionRecord | None:
+        """What the bare name stands for: the alias `prod` where that is set, else the newest version that is
+        ready or bound, else the newest one registered. None where all were refused or are retired."""
+        named = {alias.version for alias in self.aliases if alias.name == DEFAULT_ALIAS}
+        for is_candidate in (
+            lambda version: version.version in named,
+            lambda version: version.state in SERVABLE,
+            lambda version: version.state == "registered",
+        ):
+            for version in reversed(self.versions):
+                if is_candidate(version):
+                    return version
+        return None
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,16 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from okavango.platform.catalog import migrate
-from okavango.platform.catalog.database import database_errors, is_sqlite, make_engine, parse_url, shown
+from okavango.platform.catalog.database import (
+    database_errors,
+    is_sqlite,
+    make_engine,
+    parse_url,
+    reader_of,
+    writer_of,
+)
 from okavango.platform.catalog.schema import Row
-from okavango.platform.errors import ConflictError, InputError
+from okavango.platform.errors import InputError
 
 Clock = Callable[[], datetime]
 AnyRow = TypeVar("AnyRow", bound=Row)
@@ -45,7 +52,7 @@ class Transactions:
         self._url: URL = parse_url(url)
         self._clock = clock
         self._engine = make_engine(self._url)
-        self._writer = self._engine.execution_options(writes=True)
+        self._reader, self._writer = reader_of(self._engine), writer_of(self._engine)
         self._reach_head()
 
     def close(self) -> None:
@@ -54,7 +61,8 @@ class Transactions:
 
     @contextmanager
     def _reading(self) -> Iterator[Session]:
-        with database_errors(self._url), Session(self._engine) as session:
+        """One view of the database: what others write meanwhile does not show."""
+        with database_errors(self._url), Session(self._reader) as session:
             yield session
 
     @contextmanager
@@ -77,17 +85,12 @@ class Transactions:
 
     def _reach_head(self) -> None:
         with database_errors(self._url), self._engine.connect() as connection:
-            found = migrate.current(connection)
-        if found == migrate.head():
-            return
-        if is_sqlite(self._url):
+            if not is_sqlite(self._url):
+                migrate.require_head(connection)
+                return
+            is_behind = migrate.current(connection) != migrate.head()
+        if is_behind:
             migrate.upgrade(self._url.render_as_string(hide_password=False))
-            return
-        raise ConflictError(
-            f"the catalog is at revision {found or 'none'}, this okavango needs {migrate.head()}",
-            where=shown(self._url),
-            remedy="run `okavango db upgrade`",
-        )
 
 
 def as_json(value: Mapping[str, Any], field: str) -> dict[str, Any]:
