@@ -7,7 +7,7 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 # The parts are what pyproject.toml maps into the namespace.
-PARTS := $(shell sed -n 's/^"okavango\.\([a-z]*\)" = .*/\1/p' pyproject.toml)
+PARTS := $(shell sed -n 's/^"okavango\.\([a-z]*\)" = "\1"/\1/p' pyproject.toml)
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -61,7 +61,7 @@ lock: ## write requirements.lock anew from what is installed in .venv
 .PHONY: clean
 clean: ## remove caches and build products (not .venv, not the bases)
 	rm -rf build dist *.egg-info .typing .mypy_cache .ruff_cache .pytest_cache .hypothesis requirements.lock.new
-	find $(PARTS) tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .PHONY: setup
 setup: $(VENV)/stamp ## make .venv as requirements.lock says (every verb does)

@@ -45,6 +45,8 @@ class Commands(Mapping[str, Any]):
 
 
 class RootGroup(TyperGroup):
+    """Finds commands late, and turns what they raise into one line and an exit code."""
+
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.commands = Commands()  # type: ignore[assignment]  # read-only, and read only
