@@ -1,0 +1,78 @@
+"""Which adapter sits in which slot. Plain Python; the tensors are modalities.lora's.
+
+    empty ──acquire──▶ leased (n) ──release──▶ idle ──acquire──▶ leased
+                                                 └──evicted for another adapter, least recently used first
+
+Slot 0 is the bare base: it has no tensors, is never evicted and needs no lease.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+BASE_SLOT = 0
+
+
+@dataclass(frozen=True)
+class Lease:
+    """A slot that holds an adapter until it is released. `load`: its tensors must be copied in first."""
+
+    slot: int
+    load: bool
+
+
+class SlotTable:
+    """`slots` slots for adapters, by digest, numbered from 1."""
+
+    def __init__(self, slots: int) -> None:
+        self.num_slots = slots
+        self._empty = list(range(slots, 0, -1))
+        self._slots: dict[str, int] = {}
+        self._leases: dict[str, int] = {}
+        self._idle: OrderedDict[str, None] = OrderedDict()
+
+    @property
+    def residents(self) -> tuple[str, ...]:
+        """Digests that hold a slot, leased or idle."""
+        return tuple(self._slots)
+
+    def acquire(self, digest: str) -> Lease | None:
+        """Lease the adapter's slot, the longest idle one evicted for it; None if all are leased."""
+        if digest in self._slots:
+            self._leases[digest] = self._leases.get(digest, 0) + 1
+            self._idle.pop(digest, None)
+            return Lease(self._slots[digest], load=False)
+        slot = self._vacate()
+        if slot is None:
+            return None
+        self._slots[digest] = slot
+        self._leases[digest] = 1
+        return Lease(slot, load=True)
+
+    def release(self, digest: str) -> None:
+        self._leases[digest] -= 1
+        if self._leases[digest] == 0:
+            del self._leases[digest]
+            self._idle[digest] = None
+
+    def forget(self, digest: str) -> None:
+        """Drop an idle adapter, whose tensors turned out not to be in its slot."""
+        self._idle.pop(digest)
+        self._empty.append(self._slots.pop(digest))
+
+    def _vacate(self) -> int | None:
+        if self._empty:
+            return self._empty.pop()
+        if not self._idle:
+            return None
+        victim, _ = self._idle.popitem(last=False)
+        return self._slots.pop(victim)
+
+    def check_integrity(self) -> None:
+        """Every slot is empty, leased or idle, and only one of these."""
+        held = list(self._slots.values())
+        assert sorted(held + self._empty) == list(range(1, self.num_slots + 1)), "a slot is lost or doubled"
+        assert self._leases.keys() | self._idle.keys() == self._slots.keys(), "an adapter is in limbo"
+        assert not self._leases.keys() & self._idle.keys(), "an adapter is leased and idle"
+        assert all(count > 0 for count in self._leases.values()), "a lease without a holder"

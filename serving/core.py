@@ -1,0 +1,124 @@
+"""The engine's heart, single-threaded: schedule → load → run → sample → deliver, one step a call.
+
+Knows neither threads nor adapters' files nor pictures: sequences come with all that they need.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+
+from okavango.platform.errors import OkavangoError
+from okavango.platform.telemetry import Metrics
+from okavango.serving.adapters.slots import SlotTable
+from okavango.serving.cache.blocks import BlockPool
+from okavango.serving.runner import Runner
+from okavango.serving.sampler import sample
+from okavango.serving.scheduler import Chunk, Limits, Scheduler, Step
+from okavango.serving.sequence import Sequence
+from okavango.serving.types import Event, FinishReason
+
+log = logging.getLogger(__name__)
+
+Deliver = Callable[[Sequence, Event], None]
+
+
+class EngineCore:
+    """Steps sequences through a runner until each is finished.
+
+    Args:
+        eos: token ids that end an answer.
+        deliver: called with every event, on the thread that calls `step`.
+    """
+
+    def __init__(
+        self, runner: Runner, limits: Limits, eos: Iterable[int], deliver: Deliver, metrics: Metrics
+    ) -> None:
+        self.runner = runner
+        self.scheduler = Scheduler(
+            BlockPool(runner.num_blocks, runner.options.block_size), SlotTable(runner.options.slots), limits
+        )
+        self._eos = frozenset(eos)
+        self._deliver = deliver
+        self._metrics = metrics
+
+    def add(self, sequence: Sequence) -> None:
+        self.scheduler.add(sequence)
+
+    def abort(self, sequence: Sequence) -> None:
+        """Drop a sequence and free all that it holds."""
+        self.scheduler.drop(sequence)
+        self._deliver(sequence, Event(finish=FinishReason.ABORT, usage=sequence.usage))
+
+    def step(self) -> None:
+        """One step. Whatever it raises fails its own sequences only."""
+        step = self.scheduler.schedule()
+        try:
+            tokens = self._compute(step)
+        except Exception as error:
+            log.exception("a step of %d sequences failed", len(step.chunks))
+            self._fail(step, error)
+            return
+        for chunk in step.chunks:
+            chunk.sequence.num_computed = chunk.end
+        for chunk, token in tokens:
+            self._append(chunk.sequence, token)
+        self._measure(step)
+
+    def _compute(self, step: Step) -> list[tuple[Chunk, int]]:
+        for sequence in step.loads:
+            self.runner.load(sequence.slot, sequence.weights)
+            self._metrics.count("okavango_slot_loads_total")
+        rows, sampled, position = [], [], 0
+        for chunk in step.chunks:
+            position += chunk.count
+            if chunk.samples:
+                rows.append(position - 1)
+                sampled.append(chunk)
+        # a step of prompt chunks alone still has to run; its last row's logits are computed and not used
+        logits = self.runner.run(step, rows or [position - 1])
+        if not sampled:
+            return []
+        requests = [chunk.sequence.request for chunk in sampled]
+        picked = sample(logits, [r.params for r in requests], [chunk.sequence.rng for chunk in sampled])
+        return list(zip(sampled, picked, strict=True))
+
+    def _append(self, sequence: Sequence, token: int) -> None:
+        sequence.tokens.append(token)
+        stream = sequence.stream
+        params = sequence.request.params
+        ended = token in self._eos and not params.ignore_eos
+        text = stream.push(token) if stream is not None and not ended else ""
+        finish = None
+        if ended or (stream is not None and stream.stopped):
+            finish = FinishReason.STOP
+        elif sequence.num_generated >= sequence.max_tokens:
+            finish = FinishReason.LENGTH
+        if finish is None:
+            self._deliver(sequence, Event(text, (token,)))
+            return
+        text += stream.flush() if stream is not None else ""
+        self.scheduler.drop(sequence)
+        cached = sequence.features_cached
+        self._deliver(sequence, Event(text, (token,), finish, sequence.usage, features_cached=cached))
+
+    def _fail(self, step: Step, error: Exception) -> None:
+        """Fail the step's sequences, and all on a slot whose load may not have happened."""
+        shown = error if isinstance(error, OkavangoError) else OkavangoError("the engine failed in this step")
+        unsure = {sequence.digest for sequence in step.loads} - {None}
+        failed = {chunk.sequence for chunk in step.chunks}
+        failed |= {sequence for sequence in self.scheduler.running if sequence.digest in unsure}
+        for sequence in failed:
+            self.scheduler.drop(sequence)
+            self._deliver(sequence, Event(finish=FinishReason.ERROR, usage=sequence.usage, error=shown))
+        for digest in unsure:
+            self.scheduler.slots.forget(str(digest))
+
+    def _measure(self, step: Step) -> None:
+        metrics, scheduler = self._metrics, self.scheduler
+        metrics.observe("okavango_batch_sequences", len(step.chunks))
+        metrics.observe("okavango_batch_tokens", step.num_tokens)
+        metrics.gauge("okavango_waiting_requests", len(scheduler.waiting))
+        metrics.gauge("okavango_running_requests", len(scheduler.running))
+        metrics.gauge("okavango_kv_blocks_used", scheduler.pool.num_used)
+        metrics.gauge("okavango_slots_used", len(scheduler.slots.residents))

@@ -1,0 +1,68 @@
+"""One request on its way through the engine: what it is, and what it holds.
+
+Owned by the scheduler from `add` to `drop`; the runner reads it, and nobody else writes it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from okavango.serving.types import Request, Usage
+
+if TYPE_CHECKING:
+    from okavango.serving.stream import TextStream
+
+
+@dataclass(eq=False)
+class Sequence:
+    """A request's state.
+
+    Attributes:
+        request: what was asked.
+        max_tokens: most tokens to generate, the context considered.
+        embeds: one tensor [M, D] a media span, what the adapter's head made of the encoder's features.
+        weights: the adapter's tensors on the host, or None for the bare base.
+        rng: the sampler's generator, or None for greedy.
+        tokens: prompt and generated tokens.
+        num_computed: tokens whose keys and values are in the cache.
+        blocks: its block table; `num_reserved` more are promised to it.
+        slot: the adapter's slot while it runs.
+    """
+
+    request: Request
+    max_tokens: int
+    embeds: tuple[Any, ...] = ()
+    weights: Any = None
+    rng: Any = None
+    stream: TextStream | None = None
+    features_cached: int = 0
+    tokens: list[int] = field(default_factory=list)
+    num_computed: int = 0
+    blocks: list[int] = field(default_factory=list)
+    num_reserved: int = 0
+    slot: int = 0
+
+    def __post_init__(self) -> None:
+        self.tokens = list(self.request.prompt.tokens)
+
+    @property
+    def num_prompt(self) -> int:
+        return len(self.request.prompt.tokens)
+
+    @property
+    def num_generated(self) -> int:
+        return len(self.tokens) - self.num_prompt
+
+    @property
+    def num_uncomputed(self) -> int:
+        return len(self.tokens) - self.num_computed
+
+    @property
+    def digest(self) -> str | None:
+        return self.request.adapter.digest if self.request.adapter else None
+
+    @property
+    def usage(self) -> Usage:
+        media = sum(span.length for span in self.request.prompt.spans)
+        return Usage(self.num_prompt, self.num_generated, media)
