@@ -1,10 +1,8 @@
-"""Writing a base: components into a folder that nobody sees until it is whole."""
+"""Writing a base: its components, base.toml, and the folder that appears when all are there."""
 
 from __future__ import annotations
 
 import re
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import tomlkit
-from filelock import FileLock
 
 from okavango.modalities.base import (
     BASE_FILE,
@@ -25,14 +22,13 @@ from okavango.modalities.base import (
     read_base,
     tree_digest,
 )
+from okavango.modalities.draft import draft_folder
 from okavango.modalities.projector import HeadSpec, new_head
 from okavango.platform.errors import ConfigError, ConflictError
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
-
-_DRAFT = ".building"
 
 
 @dataclass(frozen=True)
@@ -102,26 +98,25 @@ def write_description(
 def building(bases: Path, name: str, *, force: bool = False) -> Iterator[Path]:
     """An unseen folder that becomes <bases>/<name> if the block succeeds, and vanishes if it does not.
 
-    Builders of one name wait for each other. A killed builder's leavings go when the next one starts.
-
     Raises:
         ConfigError: the name cannot be a folder's.
         ConflictError: the name is taken, and `force` is not set.
     """
-    _check_name(name)
-    bases.mkdir(parents=True, exist_ok=True)
-    with FileLock(bases / f".{name}.lock"):
-        for leftover in bases.glob(f".{name}.*{_DRAFT}"):
-            shutil.rmtree(leftover, ignore_errors=True)
-        target = bases / name
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name, re.ASCII):
+        raise ConfigError(f"{name!r} cannot name a base", remedy="use letters, digits, - _ and .")
+    target = bases / name
+    with draft_folder(bases, name) as draft:
         if target.exists() and not force:
             raise ConflictError(f"the base {name!r} exists", where=str(target), remedy="--force replaces it")
-        draft = _draft(bases, name)
-        try:
-            yield draft
-            _put(draft, target)
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
+        made, retired = draft / "made", draft / "retired"
+        made.mkdir()
+        yield made
+        for file in made.rglob("*"):
+            if file.is_file():
+                file.chmod(0o644)  # safetensors writes for its own user only
+        if target.exists():
+            target.rename(retired)
+        made.rename(target)
 
 
 @contextmanager
@@ -138,27 +133,6 @@ def quiet_transformers() -> Iterator[None]:
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
-
-
-def _check_name(name: str) -> None:
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name, re.ASCII):
-        raise ConfigError(f"{name!r} cannot name a base", remedy="use letters, digits, - _ and .")
-
-
-def _draft(bases: Path, name: str) -> Path:
-    draft = Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=_DRAFT, dir=bases))
-    draft.chmod(0o755)  # mkdtemp's own mode would keep a base from other users
-    return draft
-
-
-def _put(draft: Path, target: Path) -> None:
-    if not target.exists():
-        draft.rename(target)
-        return
-    retired = _draft(target.parent, target.name)
-    target.rename(retired)
-    draft.rename(target)
-    shutil.rmtree(retired, ignore_errors=True)
 
 
 def _to_toml(base: Base) -> dict[str, Any]:

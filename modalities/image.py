@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from okavango.modalities.content import Limits
 from okavango.platform.errors import ConfigError, MediaError
 
 if TYPE_CHECKING:
@@ -26,20 +27,20 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from okavango.modalities.base import EncoderSpec
-    from okavango.modalities.content import Limits
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 # An encoder that resizes the shorter side would blow a long sliver up to gigapixels.
 MAX_ASPECT = 100
 
 
-def decode_image(data: bytes, limits: Limits) -> Image.Image:
+def decode_image(data: bytes, limits: Limits | None = None) -> Image.Image:
     """The picture in `data` as RGB: upright by its EXIF orientation, on white where it is transparent, the
     first frame where it moves.
 
     Raises:
         MediaError: empty, over a limit, of another format, truncated or damaged.
     """
+    limits = limits or Limits()
     if not data:
         raise MediaError("the picture is empty (0 bytes)")
     if len(data) > limits.media_bytes:
