@@ -9,11 +9,11 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session, selectinload
 
 from okavango.platform.catalog.assets import find_base
-from okavango.platform.catalog.names import DEFAULT_ALIAS, Ref, check_alias, check_name, near, parse_ref
+from okavango.platform.catalog.names import DEFAULT_ALIAS, check_alias, check_name, near, parse_ref
 from okavango.platform.catalog.records import AdapterRecord, AliasRecord, VersionRecord
 from okavango.platform.catalog.schema import AdapterRow, AliasRow, BaseRow, JobRow, VersionRow
 from okavango.platform.catalog.states import SERVABLE, check_version_move
-from okavango.platform.catalog.transactions import Transactions, as_json
+from okavango.platform.catalog.transactions import Transactions, as_json, lookup
 from okavango.platform.errors import ConflictError, InputError, NotFoundError, NotReadyError
 
 
@@ -95,7 +95,7 @@ class Adapters(Transactions):
         with self._writing() as session:
             owner = _find_adapter(session, adapter, lock=True)
             _refuse_unservable(_find_version(session, owner, version))
-            row = session.get(AliasRow, (adapter, alias))
+            row = lookup(session, AliasRow, (adapter, alias))
             if row is None:
                 row = AliasRow(adapter=adapter, name=alias, version=version, updated_at=self._clock())
                 session.add(row)
@@ -117,12 +117,12 @@ class Adapters(Transactions):
             owner = _find_adapter(session, parsed.adapter)
             if parsed.version is not None:
                 return _version(_find_version(session, owner, parsed.version))
-            named = _named_by(session, parsed)
-            if named is not None:
-                return _version(named)
+            alias = lookup(session, AliasRow, (owner.name, parsed.alias or DEFAULT_ALIAS))
+            if alias is not None:
+                return _version(_find_version(session, owner, alias.version))
             if parsed.alias is not None:
                 raise _no_alias(owner, parsed.alias)
-            return _newest(owner)
+            return _current(owner)
 
     def get_adapter(self, name: str) -> AdapterRecord:
         """Raises NotFoundError, with the nearest adapter named."""
@@ -150,7 +150,7 @@ class Adapters(Transactions):
 
     def _claim_name(self, session: Session, name: str, base: BaseRow) -> AdapterRow:
         """The adapter of that name, new or not, locked."""
-        if session.get(BaseRow, name) is not None:
+        if lookup(session, BaseRow, name) is not None:
             raise InputError("is the name of a base", where=f"adapter {name!r}", remedy="choose another")
         row = self._ensure(session, AdapterRow(name=name, base=base.name, created_at=self._clock()))
         if row.base != base.name:
@@ -165,7 +165,7 @@ class Adapters(Transactions):
         self, session: Session, owner: AdapterRow, base: BaseRow, facts: dict[str, Any]
     ) -> VersionRow:
         job_id = facts["job_id"]
-        if job_id is not None and session.get(JobRow, job_id) is None:
+        if job_id is not None and lookup(session, JobRow, job_id) is None:
             raise NotFoundError("no such job", where=job_id)
         now = self._clock()
         last = session.scalar(select(func.max(VersionRow.number)).filter_by(adapter=owner.name)) or 0
@@ -184,7 +184,7 @@ class Adapters(Transactions):
 
 
 def _find_adapter(session: Session, name: str, *, lock: bool = False) -> AdapterRow:
-    row = session.get(AdapterRow, name, with_for_update=lock)
+    row = lookup(session, AdapterRow, name, lock=lock)
     if row is None:
         remedy = near(name, session.scalars(select(AdapterRow.name)), "there is no adapter yet")
         raise NotFoundError("no such adapter", where=f"adapter {name!r}", remedy=remedy)
@@ -192,21 +192,11 @@ def _find_adapter(session: Session, name: str, *, lock: bool = False) -> Adapter
 
 
 def _find_version(session: Session, owner: AdapterRow, number: int) -> VersionRow:
-    row = session.get(VersionRow, (owner.name, number))
+    row = lookup(session, VersionRow, (owner.name, number))
     if row is None:
         known = ", ".join(str(version.number) for version in owner.versions) or "none"
         raise NotFoundError("no such version", where=f"{owner.name}@{number}", remedy=f"versions: {known}")
     return row
-
-
-def _named_by(session: Session, ref: Ref) -> VersionRow | None:
-    """What an alias names: one statement, so that no move can come in between."""
-    query = (
-        select(VersionRow)
-        .join(AliasRow, (AliasRow.adapter == VersionRow.adapter) & (AliasRow.version == VersionRow.number))
-        .where(AliasRow.adapter == ref.adapter, AliasRow.name == (ref.alias or DEFAULT_ALIAS))
-    )
-    return session.scalar(query)
 
 
 def _no_alias(owner: AdapterRow, alias: str) -> NotFoundError:
@@ -216,7 +206,7 @@ def _no_alias(owner: AdapterRow, alias: str) -> NotFoundError:
     return NotFoundError("no such alias", where=f"{owner.name}@{alias}", remedy=remedy)
 
 
-def _newest(owner: AdapterRow) -> VersionRecord:
+def _current(owner: AdapterRow) -> VersionRecord:
     found = _adapter(owner).current
     if found is None:
         raise NotFoundError(

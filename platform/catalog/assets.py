@@ -10,11 +10,13 @@ from sqlalchemy.orm import Session
 from okavango.platform.catalog.names import check_name, near
 from okavango.platform.catalog.records import BaseRecord, DatasetRecord
 from okavango.platform.catalog.schema import AdapterRow, BaseRow, DatasetRow
-from okavango.platform.catalog.transactions import Transactions, as_json
+from okavango.platform.catalog.transactions import Transactions, as_json, lookup
 from okavango.platform.errors import ConflictError, InputError, NotFoundError
 
 
 class Assets(Transactions):
+    """Said again, what is known already changes nothing: callers need not ask first."""
+
     """What the catalog knows of bases and datasets."""
 
     def put_base(self, name: str, digest: str, components: Mapping[str, str], location: str) -> BaseRecord:
@@ -29,7 +31,7 @@ class Assets(Transactions):
         check_name(name, "base")
         kept = as_json(components, "components")
         with self._writing() as session:
-            if session.get(AdapterRow, name) is not None:
+            if lookup(session, AdapterRow, name) is not None:
                 raise ConflictError(
                     "an adapter has that name", where=f"base {name!r}", remedy="choose another"
                 )
@@ -70,14 +72,14 @@ class Assets(Transactions):
     def get_dataset(self, digest: str) -> DatasetRecord:
         """Raises NotFoundError."""
         with self._reading() as session:
-            row = session.get(DatasetRow, digest)
+            row = lookup(session, DatasetRow, digest)
             if row is None:
                 raise NotFoundError("no such dataset", where=f"dataset {digest[:12]}")
             return _dataset(row)
 
 
 def find_base(session: Session, name: str) -> BaseRow:
-    row = session.get(BaseRow, name)
+    row = lookup(session, BaseRow, name)
     if row is None:
         known = session.scalars(select(BaseRow.name))
         raise NotFoundError(

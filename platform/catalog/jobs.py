@@ -14,7 +14,7 @@ from okavango.platform.catalog.names import near
 from okavango.platform.catalog.records import JobRecord
 from okavango.platform.catalog.schema import JobRow
 from okavango.platform.catalog.states import FINISHED, check_job_move
-from okavango.platform.catalog.transactions import Transactions, as_json
+from okavango.platform.catalog.transactions import Transactions, as_json, lookup
 from okavango.platform.errors import ConflictError, NotFoundError
 
 
@@ -180,7 +180,7 @@ def _move(row: JobRow, state: str, now: datetime) -> JobRow:
 
 
 def _find_job(session: Session, job_id: str, *, lock: bool = False) -> JobRow:
-    row = session.get(JobRow, job_id, with_for_update=lock)
+    row = lookup(session, JobRow, job_id, lock=lock)
     if row is None:
         remedy = near(job_id, session.scalars(select(JobRow.id)), "there is no job yet")
         raise NotFoundError("no such job", where=job_id, remedy=remedy)

@@ -11,6 +11,7 @@ from okavango.platform.errors import InputError
 
 DEFAULT_ALIAS = "prod"
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}", re.ASCII)
+_VERSION_DIGITS = 9  # what fits the integers of every database
 _RULE = "1 to 64 of a-z, 0-9, dot, underscore and hyphen, starting with a letter or digit"
 
 
@@ -27,7 +28,7 @@ def parse_ref(text: str) -> Ref:
     """ "emoji" | "emoji@3" | "emoji@prod" → Ref.
 
     Raises:
-        InputError: nothing before or after the "@".
+        InputError: nothing before or after the "@", or a number that no version can have.
     """
     adapter, at, label = text.partition("@")
     if not adapter or (at and not label):
@@ -35,6 +36,8 @@ def parse_ref(text: str) -> Ref:
             f"{text!r} names no adapter version", remedy="write ADAPTER, ADAPTER@3 or ADAPTER@prod"
         )
     if _is_number(label):
+        if len(label) > _VERSION_DIGITS:
+            raise InputError(f"a version number has at most {_VERSION_DIGITS} digits", where=text[:80])
         return Ref(adapter, version=int(label))
     return Ref(adapter, alias=label or None)
 

@@ -93,6 +93,18 @@ class Transactions:
             migrate.upgrade(self._url.render_as_string(hide_password=False))
 
 
+def lookup(session: Session, kind: type[AnyRow], key: Any, *, lock: bool = False) -> AnyRow | None:
+    """The row of a primary key. None, too, for text that no database can hold: keys come from requests."""
+    texts = [part for part in (key if isinstance(key, tuple) else (key,)) if isinstance(part, str)]
+    if any(not _is_storable(text) for text in texts):
+        return None
+    return session.get(kind, key, with_for_update=lock)
+
+
+def _is_storable(text: str) -> bool:
+    return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
+
+
 def as_json(value: Mapping[str, Any], field: str) -> dict[str, Any]:
     """A copy that every database can keep.
 
