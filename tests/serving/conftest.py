@@ -86,8 +86,8 @@ class Harness:
 def make_harness(tiny_base, tiny_bundles) -> Iterator[Callable[..., Harness]]:
     made: list[Harness] = []
 
-    def make(**options) -> Harness:
-        made.append(Harness(tiny_base, tiny_bundles, **options))
+    def make(base: Base = tiny_base, **options) -> Harness:
+        made.append(Harness(base, tiny_bundles, **options))
         return made[-1]
 
     yield make
