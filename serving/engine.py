@@ -7,6 +7,7 @@ inbox ─▶ the step thread: EngineCore.step() until nothing is left ─▶ sin
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
 from collections.abc import AsyncIterator, Callable
@@ -202,7 +203,12 @@ class Engine:
         """The request's events. Closing the iterator aborts the request."""
         loop = asyncio.get_running_loop()
         events: asyncio.Queue[Event] = asyncio.Queue()
-        self.submit(request, lambda event: loop.call_soon_threadsafe(events.put_nowait, event))
+
+        def sink(event: Event) -> None:
+            with contextlib.suppress(RuntimeError):  # the reader's loop is closed: it has gone
+                loop.call_soon_threadsafe(events.put_nowait, event)
+
+        self.submit(request, sink)
         try:
             while True:
                 event = await events.get()
@@ -325,13 +331,21 @@ class Engine:
         if event.finish is not None:
             self._finish(ticket, event)
         else:
-            ticket.sink(event)
+            self._send(ticket, event)
 
     def _finish(self, ticket: _Ticket, event: Event) -> None:
         with self._wake:
             if self._tickets.pop(ticket.request.id, None) is None:
                 return
-        ticket.sink(event)
+        self._send(ticket, event)
+
+    def _send(self, ticket: _Ticket, event: Event) -> None:
+        """A sink that raises has nobody behind it any more: its request ends, the step thread goes on."""
+        try:
+            ticket.sink(event)
+        except Exception:
+            log.exception("request %s: its reader failed", ticket.request.id)
+            self.abort(ticket.request.id)
 
 
 def _runner_options(options: EngineOptions) -> RunnerOptions:
