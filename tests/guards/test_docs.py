@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 import tempfile
@@ -103,12 +104,24 @@ def test_commands_in_the_documents_exist(documents: dict[Path, str], targets: se
     assert faults == {}
 
 
+def named_in_code(source: str) -> str:
+    """A program's text, with its strings that begin with a command set in inline code: remedies of errors."""
+    strings = [node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant)]
+    remedies = [each for each in strings if isinstance(each, str) and re.match(r"okavango [a-z]", each)]
+    return "\n".join([source, *(f"`{remedy.strip()}`" for remedy in remedies)])
+
+
 def test_commands_that_the_code_names_exist(
     root: Path, modules: list[Path], targets: set[str], cli: Any
 ) -> None:
-    texts = {path: (root / path).read_text() for path in [*modules, Path(".ci/run")]}
+    texts = {path: named_in_code((root / path).read_text()) for path in modules}
     faults = {path: found for path, text in texts.items() if (found := command_faults(text, targets, cli))}
     assert faults == {}
+
+
+def test_the_guard_sees_a_bad_remedy(targets: set[str], cli: Any) -> None:
+    bad = 'raise InputError("no", remedy=f"okavango adapters shwo {name}")'
+    assert command_faults(named_in_code(bad), targets, cli) == ["okavango adapters has no shwo"]
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import zipfile
 from importlib.metadata import EntryPoint, packages_distributions
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -94,20 +95,28 @@ def test_entry_points_load(pyproject: dict[str, Any]) -> None:
         assert point.load() is not None, point
 
 
-def test_what_the_code_imports_is_declared(
-    root: Path, pyproject: dict[str, Any], modules: list[Path]
-) -> None:
-    project = pyproject["project"]
-    groups = [project["dependencies"], *project["optional-dependencies"].values()]
-    declared = {canonicalize_name(Requirement(line).name) for group in groups for line in group}
+def undeclared(root: Path, paths: list[Path], requirements: list[str]) -> set[str]:
+    """Imports that no requirement brings by itself."""
+    declared = {canonicalize_name(Requirement(line).name) for line in requirements}
     owners = packages_distributions()
-    missing = {
+    return {
         f"{path}: {name}"
-        for path in modules
+        for path in paths
         for name in third_party(root / path)
         if not declared & {canonicalize_name(owner) for owner in owners.get(name, [name])}
     }
-    assert missing == set()
+
+
+def test_what_the_code_imports_is_declared(
+    root: Path, pyproject: dict[str, Any], modules: list[Path], tracked: list[Path]
+) -> None:
+    project = pyproject["project"]
+    users = [*project["dependencies"], *chain(*project["optional-dependencies"].values())]
+    assert undeclared(root, modules, users) == set()
+    tools = {path for path in tracked if path.suffix == ".py"} - set(modules)
+    # Helpers import each other by name: tests/support is on the path, benchmarks is run from the root.
+    ours = {path.stem for path in tools} | {"benchmarks"}
+    assert undeclared(root, sorted(tools), [*users, *pyproject["dependency-groups"]["dev"], *ours]) == set()
 
 
 def third_party(path: Path) -> set[str]:
