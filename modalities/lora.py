@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from okavango.modalities.memory import lazy_zeros
 from okavango.platform.errors import BindError, UnsupportedError
 
 WEIGHTS = "adapter_model.safetensors"
@@ -87,8 +88,7 @@ class SlotArena:
         self.rank = rank
         self.slots = slots
         width = sum(rank * (t.in_features + t.out_features) for t in targets)
-        # zeros, not empty: on Linux untouched pages of a zeroed tensor take no memory
-        self._rows = torch.zeros((slots, width), dtype=dtype, device=device)
+        self._rows = lazy_zeros((slots, width), dtype, device)
         self._views = dict(self._make_views(targets, width))
         self.ranks: list[dict[str, int]] = [{} for _ in range(slots)]
 

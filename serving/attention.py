@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from okavango.modalities.memory import lazy_zeros
 from okavango.platform.errors import UnsupportedError
 
 NAME = "okavango_paged"
@@ -66,11 +67,10 @@ class LayerCache:
     """One layer's keys and values, in separate storages: [N, P, K, D] each."""
 
     def __init__(
-        self, shape: tuple[int, int, int, int], value_width: int, layout: StepLayout, **kind: Any
+        self, shape: tuple[int, int, int, int], layout: StepLayout, dtype: torch.dtype, device: torch.device
     ) -> None:
-        # zeros, not empty: on Linux untouched pages of a zeroed tensor take no memory
-        self.keys = torch.zeros(shape, **kind)
-        self.values = torch.zeros((*shape[:3], value_width), **kind)
+        self.keys = lazy_zeros(shape, dtype, device)
+        self.values = lazy_zeros(shape, dtype, device)
         self.layout = layout
 
     def write(self, keys: Tensor, values: Tensor) -> None:

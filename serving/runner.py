@@ -119,7 +119,7 @@ class Runner:
         blocks = max(1, self.options.kv_bytes // block_bytes)
         shape = (blocks, self.options.block_size, heads, width)
         for module in self._attentions:
-            cache = LayerCache(shape, width, self._layout, dtype=self.options.dtype, device=self.device)
+            cache = LayerCache(shape, self._layout, self.options.dtype, self.device)
             module.okavango_cache = cache  # type: ignore[assignment]
         return blocks
 
