@@ -1,0 +1,179 @@
+"""Chat through the real server and OpenAI's own client."""
+
+from __future__ import annotations
+
+import json
+import threading
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from server_fixtures import RunningServer, user, wait_until
+
+from okavango.modalities.base import Base
+from okavango.modalities.tiny_bundle import picture_bytes
+
+GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 12, "extra_body": {"ignore_eos": True}}
+LONG: dict[str, Any] = {"temperature": 0, "max_tokens": 450, "extra_body": {"ignore_eos": True}}
+
+
+def is_idle(server: RunningServer) -> bool:
+    stats = server.services.engine.stats()
+    return server.services.is_idle() and stats.kv_blocks_used == 0
+
+
+def test_an_answer_has_openais_shape(client: openai.OpenAI, tiny_base: Base) -> None:
+    answer = client.chat.completions.create(model="tiny", messages=user("hello"), **GREEDY)
+    assert answer.object == "chat.completion"
+    assert answer.id.startswith("chatcmpl-")
+    assert answer.model == "tiny"
+    assert answer.system_fingerprint == f"fp_{tiny_base.digest[:12]}"
+    assert len(answer.choices) == 1
+    choice = answer.choices[0]
+    assert (choice.index, choice.finish_reason, choice.message.role) == (0, "length", "assistant")
+    assert choice.message.content
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens == 12
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens + 12
+
+
+def test_an_answer_says_what_made_it(client: openai.OpenAI, server: RunningServer, tiny_bundles: Any) -> None:
+    raw = client.chat.completions.with_raw_response.create(model="r8", messages=user("hello"), **GREEDY)
+    base, digest = server.services.base, tiny_bundles.digests["r8"]
+    assert raw.parse().okavango == {  # type: ignore[attr-defined]
+        "base": "tiny",
+        "base_digest": base.digest,
+        "adapter": "r8@1",
+        "adapter_digest": digest,
+        "features_cached": 0,
+    }
+    assert raw.parse().model == "r8"
+    assert raw.headers["x-okavango-adapter"] == "r8@1"
+    assert raw.headers["x-okavango-digest"] == digest
+    assert raw.headers["x-request-id"].startswith("req_")
+
+
+def test_the_bare_base_names_no_adapter(client: openai.OpenAI, server: RunningServer) -> None:
+    raw = client.chat.completions.with_raw_response.create(model="tiny", messages=user("hello"), **GREEDY)
+    assert "x-okavango-adapter" not in raw.headers
+    assert raw.headers["x-okavango-digest"] == server.services.base.digest
+    assert raw.parse().okavango["adapter"] is None  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("model", ["tiny", "r4", "r16@1"])
+@pytest.mark.parametrize("pictures", [(), (picture_bytes(3), picture_bytes(4))])
+def test_a_stream_says_what_the_whole_answer_says(
+    client: openai.OpenAI, model: str, pictures: tuple[bytes, ...]
+) -> None:
+    asked: dict[str, Any] = {"model": model, "messages": user("what is this?", *pictures), **GREEDY}
+    whole = client.chat.completions.create(**asked)
+    stream = client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True})
+    *chunks, usage = stream
+    assert (
+        "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == whole.choices[0].message.content
+    )
+    assert [chunk.choices[0].finish_reason for chunk in chunks] == [None] * (len(chunks) - 1) + ["length"]
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert {chunk.id for chunk in [*chunks, usage]} == {chunks[0].id}
+    assert usage.choices == []
+    assert usage.usage == whole.usage
+    marked = [i for i, chunk in enumerate(chunks) if hasattr(chunk, "okavango")]
+    assert marked == [0, len(chunks) - 1]
+
+
+def test_a_stream_ends_with_done_and_has_usage_only_where_asked(server: RunningServer) -> None:
+    body = {"model": "tiny", "messages": user("hi"), "max_tokens": 3, "stream": True}
+    answer = httpx.post(f"{server.url}/v1/chat/completions", json=body)
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    events = [line.removeprefix("data: ") for line in answer.text.split("\n\n") if line]
+    assert events[-1] == "[DONE]"
+    assert all("usage" not in json.loads(event) for event in events[:-1])
+
+
+def test_features_are_shared_across_adapters(client: openai.OpenAI) -> None:
+    asked: dict[str, Any] = {"messages": user("what is this?", picture_bytes(99)), **GREEDY}
+    cached = [
+        client.chat.completions.create(model=model, **asked).okavango["features_cached"]  # type: ignore[attr-defined]
+        for model in ("r4", "r8", "tiny")
+    ]
+    assert cached == [0, 1, 1]
+
+
+def test_a_seed_repeats_an_answer_and_another_seed_does_not(client: openai.OpenAI) -> None:
+    def text(seed: int) -> str | None:
+        answer = client.chat.completions.create(
+            model="r4", messages=user("hello"), seed=seed, max_tokens=24, temperature=1.5
+        )
+        return answer.choices[0].message.content
+
+    assert text(1) == text(1)
+    assert text(1) != text(2)
+
+
+def test_a_stop_string_ends_the_answer(client: openai.OpenAI) -> None:
+    asked: dict[str, Any] = {"model": "r8", "messages": user("hello"), **GREEDY}
+    whole = client.chat.completions.create(**asked).choices[0].message.content or ""
+    middle = next(char for char in whole[2:] if char.isascii())
+    stopped = client.chat.completions.create(**asked, stop=[middle]).choices[0]
+    assert stopped.finish_reason == "stop"
+    assert stopped.message.content == whole[: whole.index(middle)]
+    assert client.chat.completions.create(**asked, stop=middle).choices[0] == stopped
+
+
+def test_without_a_limit_an_answer_fills_the_context(client: openai.OpenAI, server: RunningServer) -> None:
+    answer = client.chat.completions.create(
+        model="tiny", messages=user("hi"), temperature=0, extra_body={"ignore_eos": True}
+    )
+    assert answer.usage is not None
+    assert answer.usage.total_tokens == server.services.engine.context
+    assert answer.choices[0].finish_reason == "length"
+
+
+def test_leaving_a_stream_frees_what_it_held(client: openai.OpenAI, server: RunningServer) -> None:
+    stream = client.chat.completions.create(model="r8", messages=user("hello"), stream=True, **LONG)
+    next(stream)
+    assert server.services.engine.stats().running == 1
+    stream.close()
+    wait_until(lambda: is_idle(server))
+    aborted = server.metric('okavango_requests_total{model="r8@1",status="abort"}')
+    assert aborted >= 1
+
+
+def test_leaving_before_a_whole_answer_frees_what_it_held(server: RunningServer) -> None:
+    impatient = server.client(timeout=0.05)
+    with pytest.raises(openai.APITimeoutError):
+        impatient.chat.completions.create(model="r16", messages=user("hello"), **LONG)
+    wait_until(lambda: is_idle(server))
+    aborted = server.metric('okavango_requests_total{model="r16@1",status="abort"}')
+    assert aborted >= 1
+
+
+def test_leaving_while_the_body_is_on_its_way_frees_the_call(server: RunningServer) -> None:
+    left = threading.Event()
+
+    def body() -> Any:
+        yield b'{"model": '
+        left.wait(0.2)
+        raise ConnectionError
+
+    with pytest.raises(ConnectionError):
+        httpx.post(
+            f"{server.url}/v1/chat/completions", content=body(), headers={"content-type": "application/json"}
+        )
+    wait_until(lambda: server.services.gate.active == 0)
+
+
+def test_tokens_and_times_are_measured(client: openai.OpenAI, server: RunningServer) -> None:
+    names = [
+        'okavango_requests_total{model="r4@1",status="length"}',
+        'okavango_tokens_total{adapter="r4@1",kind="prompt"}',
+        'okavango_tokens_total{adapter="r4@1",kind="generated"}',
+        "okavango_request_seconds_count",
+        "okavango_time_to_first_token_seconds_count",
+    ]
+    before = [server.metric(name) for name in names]
+    answer = client.chat.completions.create(model="r4", messages=user("hello"), **GREEDY)
+    assert answer.usage is not None
+    grown = [server.metric(name) - old for name, old in zip(names, before, strict=True)]
+    assert grown == [1, answer.usage.prompt_tokens, 12, 1, 1]

@@ -1,0 +1,48 @@
+"""/healthz: does it live? /readyz: may it have traffic? /metrics: what has it done?"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from fastapi import APIRouter, Depends
+from starlette.responses import JSONResponse, Response
+
+from okavango.platform.catalog.states import VERSION_STATES
+from okavango.platform.errors import OkavangoError
+from okavango.web.services import Services, get_services
+
+router = APIRouter()
+
+
+@router.get("/healthz")
+async def healthz(services: Services = Depends(get_services)) -> Response:
+    """503 once the engine's thread is gone: nothing but a restart helps then."""
+    alive = services.engine.is_running
+    return JSONResponse({"status": "ok" if alive else "the engine is not running"}, 200 if alive else 503)
+
+
+@router.get("/readyz")
+def readyz(services: Services = Depends(get_services)) -> Response:
+    reason = _why_not_ready(services)
+    return JSONResponse({"status": reason or "ready"}, 503 if reason else 200)
+
+
+@router.get("/metrics")
+def metrics(services: Services = Depends(get_services)) -> Response:
+    """Prometheus' text format."""
+    counts = Counter(version.state for version in services.catalog.versions())
+    for state in VERSION_STATES:
+        services.metrics.gauge("okavango_adapters", counts[state], state=state)
+    return Response(services.metrics.render(), media_type=services.metrics.content_type)
+
+
+def _why_not_ready(services: Services) -> str | None:
+    if services.gate.draining:
+        return "shutting down"
+    if not services.engine.is_running:
+        return "the engine is not running"
+    try:
+        services.catalog.list_bases()
+    except OkavangoError as error:
+        return error.message
+    return None

@@ -1,0 +1,117 @@
+"""The composition root: the one place that knows how everything is put together.
+
+catalog ─┐
+store ───┼─▶ verifier ─▶ models ─┐
+base ────┤                       ├─▶ routes and studio
+         └─▶ engine ─────────────┘
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+
+from fastapi import FastAPI
+from starlette.responses import RedirectResponse
+
+from okavango.modalities.base import Base, find_base
+from okavango.modalities.precision import resolve_dtype
+from okavango.platform.artifacts import ArtifactStore
+from okavango.platform.catalog.store import open_catalog
+from okavango.platform.config import Settings
+from okavango.platform.telemetry import PrometheusMetrics
+from okavango.serving.adapters.gate import ParityGate
+from okavango.serving.engine import Engine
+from okavango.web import problems
+from okavango.web.api import adapters, chat, health, models
+from okavango.web.draining import Gate
+from okavango.web.edge import Edge
+from okavango.web.models import Models
+from okavango.web.security import Guard, Keys, check_exposure
+from okavango.web.services import ServeOptions, Services
+from okavango.web.verifier import Verifier
+
+STUDIO = "/studio"
+
+
+def build(
+    settings: Settings, base_name: str, options: ServeOptions | None = None, *, studio: bool = True
+) -> FastAPI:
+    """The whole server for one base, its decoder loaded. Its services are at app.state.services.
+
+    Raises:
+        ConfigError: it would listen beyond this machine without keys, or a setting is wrong.
+        NotFoundError: no base of that name.
+        UnsupportedError: the base's decoder cannot be served.
+    """
+    options = options or ServeOptions()
+    check_exposure(options.host, settings.keys)
+    services = build_services(settings, find_base(base_name, settings.bases), options)
+    app = FastAPI(
+        title="Okavango", version=version("okavango"), lifespan=_lifespan, docs_url=None, redoc_url=None
+    )
+    app.state.services = services
+    for router in (chat.router, models.router, adapters.router, health.router):
+        app.include_router(router)
+    problems.install(app)
+    # The last one added is the outermost.
+    app.add_middleware(Guard, keys=Keys(settings.keys))
+    app.add_middleware(Edge, gate=services.gate)
+    if studio:
+        _mount_studio(app, services)
+    return app
+
+
+def build_services(settings: Settings, base: Base, options: ServeOptions) -> Services:
+    """Everything that routes stand on, nothing of it started."""
+    catalog = open_catalog(settings)
+    catalog.put_base(base.name, base.digest, base.components, str(base.folder))
+    store = ArtifactStore(settings.artifacts, settings.cache / "artifacts")
+    metrics = PrometheusMetrics()
+    engine = Engine(base, store, options.engine, metrics)
+    verifier = Verifier(base, catalog, store, _gate(base, options))
+    return Services(
+        settings=settings,
+        options=options,
+        base=base,
+        catalog=catalog,
+        store=store,
+        engine=engine,
+        verifier=verifier,
+        models=Models(base, catalog, store, verifier, patience_seconds=options.patience_seconds),
+        metrics=metrics,
+        gate=Gate(options.engine.max_sequences + options.engine.max_waiting),
+    )
+
+
+def _gate(base: Base, options: ServeOptions) -> ParityGate:
+    return ParityGate(base, resolve_dtype(options.engine.dtype, options.engine.device))
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    services: Services = app.state.services
+    services.engine.start()
+    services.verifier.start()
+    try:
+        yield
+    finally:
+        services.gate.close()
+        # Each waits for its thread; the engine's has last events for tasks of this loop.
+        await asyncio.to_thread(services.engine.stop)
+        await asyncio.to_thread(services.verifier.stop)
+        services.catalog.close()
+
+
+def _mount_studio(app: FastAPI, services: Services) -> None:
+    import gradio as gr
+
+    from okavango.web.studio.app import build_studio  # type: ignore[import-not-found]
+
+    @app.get("/", include_in_schema=False)
+    def home() -> RedirectResponse:
+        return RedirectResponse(STUDIO)
+
+    gr.mount_gradio_app(app, build_studio(services), path=STUDIO)
