@@ -167,7 +167,8 @@ def load_decoder(
     model = AutoModelForCausalLM.from_pretrained(
         base.decoder.path, dtype=dtype, attn_implementation=attention, local_files_only=True
     )
-    return model.to(device).eval().requires_grad_(False)
+    model.to(torch.device(device))
+    return model.eval().requires_grad_(False)
 
 
 def load_tokenizer(base: Base) -> PreTrainedTokenizerBase:

@@ -256,7 +256,7 @@ def _scale(config: LoraConfig, name: str) -> float:
 
 def _lookup(pattern: dict[str, Any] | None, name: str, default: Any) -> Any:
     pattern = pattern or {}
-    return pattern.get(get_pattern_key(pattern.keys(), name), default)
+    return pattern.get(get_pattern_key(list(pattern), name), default)
 
 
 def _features(module: nn.Module) -> tuple[int, int]:

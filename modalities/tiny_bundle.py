@@ -115,7 +115,7 @@ def _probes(base: Base, model: PeftModel, head: ProjectionHead | None) -> list[P
 
 def _conversations(*, with_picture: bool) -> list[tuple[Message, ...]]:
     answer = Message("assistant", (Text("a tile"),))
-    found = [(Message("user", (Text("Say something."),)), answer)]
+    found: list[tuple[Message, ...]] = [(Message("user", (Text("Say something."),)), answer)]
     if with_picture:
         picture = Media("image", picture_bytes(7))
         found.append((Message("user", (picture, Text("What is this?"))), answer))
