@@ -78,7 +78,7 @@ class Adapters(Transactions):
                 check_version_move(row.state, state, f"{adapter}@{version}")
             if state == "retired":
                 _refuse_if_named(session, row)
-            row.state, row.error, row.updated_at = state, error, self._clock()
+            row.state, row.error, row.updated_at = state, error, self._now()
             row.verification = row.verification if kept is None else kept
             return _version(row)
 
@@ -97,10 +97,10 @@ class Adapters(Transactions):
             _refuse_unservable(_find_version(session, owner, version))
             row = lookup(session, AliasRow, (adapter, alias))
             if row is None:
-                row = AliasRow(adapter=adapter, name=alias, version=version, updated_at=self._clock())
+                row = AliasRow(adapter=adapter, name=alias, version=version, updated_at=self._now())
                 session.add(row)
             elif row.version != version:
-                row.previous, row.version, row.updated_at = row.version, version, self._clock()
+                row.previous, row.version, row.updated_at = row.version, version, self._now()
             return _alias(row)
 
     def resolve(self, ref: str) -> VersionRecord:
@@ -152,7 +152,7 @@ class Adapters(Transactions):
         """The adapter of that name, new or not, locked."""
         if lookup(session, BaseRow, name) is not None:
             raise InputError("is the name of a base", where=f"adapter {name!r}", remedy="choose another")
-        row = self._ensure(session, AdapterRow(name=name, base=base.name, created_at=self._clock()))
+        row = self._ensure(session, AdapterRow(name=name, base=base.name, created_at=self._now()))
         if row.base != base.name:
             raise ConflictError(
                 f"belongs to base {row.base!r}, not {base.name!r}",
@@ -167,7 +167,7 @@ class Adapters(Transactions):
         job_id = facts["job_id"]
         if job_id is not None and lookup(session, JobRow, job_id) is None:
             raise NotFoundError("no such job", where=job_id)
-        now = self._clock()
+        now = self._now()
         last = session.scalar(select(func.max(VersionRow.number)).filter_by(adapter=owner.name)) or 0
         row = VersionRow(
             adapter=owner.name,

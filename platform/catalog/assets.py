@@ -35,7 +35,7 @@ class Assets(Transactions):
                 raise ConflictError(
                     "an adapter has that name", where=f"base {name!r}", remedy="choose another"
                 )
-            now = self._clock()
+            now = self._now()
             fresh = BaseRow(
                 name=name, digest=digest, components=kept, location=location, created_at=now, updated_at=now
             )
@@ -62,9 +62,7 @@ class Assets(Transactions):
         if rows < 0:
             raise InputError(f"{rows} rows", where=f"dataset {name!r}")
         with self._writing() as session:
-            fresh = DatasetRow(
-                name=name, digest=digest, location=location, rows=rows, created_at=self._clock()
-            )
+            fresh = DatasetRow(name=name, digest=digest, location=location, rows=rows, created_at=self._now())
             row = self._ensure(session, fresh)
             row.name, row.location, row.rows = name, location, rows
             return _dataset(row)

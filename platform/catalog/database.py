@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
-from sqlalchemy.exc import ArgumentError, OperationalError
+from sqlalchemy.exc import ArgumentError, DatabaseError, DataError, IntegrityError, ProgrammingError
 from sqlalchemy.pool import NullPool
 
 from okavango.platform.errors import BusyError, ConfigError, NotReadyError
@@ -105,9 +105,12 @@ def database_errors(url: URL) -> Iterator[None]:
     """
     try:
         yield
-    except OperationalError as error:
-        reason = str(error.orig).strip().splitlines()[0]
-        if isinstance(error.orig, sqlite3.OperationalError) and "locked" in reason:
+    except (IntegrityError, ProgrammingError, DataError):
+        raise  # our own fault, not the database's
+    except (DatabaseError, sqlite3.DatabaseError) as error:
+        cause = error.orig if isinstance(error, DatabaseError) else error
+        reason = str(cause).strip().splitlines()[0]
+        if isinstance(cause, sqlite3.OperationalError) and "locked" in reason:
             raise BusyError("the catalog is locked by another writer", retry_after=1.0) from error
         raise NotReadyError(
             f"the catalog's database cannot be used: {reason}",
@@ -143,7 +146,6 @@ def _prepare_sqlite(raw: Any, *, foreign_keys: bool) -> None:
     # The driver's own implicit BEGIN comes too late and too weak; _begin_sqlite says it.
     raw.isolation_level = None
     raw.execute(f"PRAGMA foreign_keys = {'ON' if foreign_keys else 'OFF'}")
-    raw.execute("PRAGMA synchronous = FULL")
     _use_wal(raw)
 
 

@@ -25,7 +25,7 @@ class Jobs(Transactions):
         self, kind: str, name: str, spec: Mapping[str, Any], *, principal: str = "local"
     ) -> JobRecord:
         """Queue a job. Raises InputError where the spec is not JSON."""
-        now = self._clock()
+        now = self._now()
         row = JobRow(
             id=f"job-{uuid.uuid4().hex[:12]}",
             kind=kind,
@@ -50,7 +50,7 @@ class Jobs(Transactions):
         Raises:
             NotFoundError: no such job.
         """
-        now = self._clock()
+        now = self._now()
         query = select(JobRow).where(_is_free(now)).order_by(JobRow.created_at, JobRow.id).limit(1)
         # In a queue, a row that another worker is just taking is passed over. A named job is waited for.
         query = query.with_for_update(skip_locked=job_id is None)
@@ -80,9 +80,9 @@ class Jobs(Transactions):
         kept = None if progress is None else as_json(progress, "progress")
         with self._writing() as session:
             row = _held_job(session, job_id, worker)
-            row.lease_until = self._clock() + timedelta(seconds=lease_seconds)
+            row.lease_until = self._now() + timedelta(seconds=lease_seconds)
             row.progress = row.progress if kept is None else kept
-            row.updated_at = self._clock()
+            row.updated_at = self._now()
             return _job(row)
 
     def finish_job(
@@ -105,7 +105,7 @@ class Jobs(Transactions):
         with self._writing() as session:
             row = _held_job(session, job_id, worker)
             row.result, row.error = kept, error
-            return _job(_move(row, state, self._clock()))
+            return _job(_move(row, state, self._now()))
 
     def release_job(self, job_id: str, worker: str) -> JobRecord:
         """Give a job back unfinished, to be resumed by its next worker; or end it, if that was asked for.
@@ -116,7 +116,7 @@ class Jobs(Transactions):
         """
         with self._writing() as session:
             row = _held_job(session, job_id, worker)
-            return _job(_move(row, "cancelled" if row.cancel_requested else "queued", self._clock()))
+            return _job(_move(row, "cancelled" if row.cancel_requested else "queued", self._now()))
 
     def request_cancel(self, job_id: str) -> JobRecord:
         """Cancel a job at once if nobody works on it; else ask its worker to stop at its next heartbeat.
@@ -125,7 +125,7 @@ class Jobs(Transactions):
             NotFoundError: no such job.
             ConflictError: the job has ended.
         """
-        now = self._clock()
+        now = self._now()
         with self._writing() as session:
             row = _find_job(session, job_id, lock=True)
             if row.lease_until is not None and row.lease_until > now:

@@ -59,6 +59,9 @@ class Transactions:
         """Give the connections back. The catalog opens new ones if it is used again."""
         self._engine.dispose()
 
+    def _now(self) -> datetime:
+        return self._clock().astimezone(UTC)
+
     @contextmanager
     def _reading(self) -> Iterator[Session]:
         """One view of the database: what others write meanwhile does not show."""

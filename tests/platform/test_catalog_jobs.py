@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+import math
+import re
+
+import pytest
+
+from okavango.platform.catalog.records import JobRecord
+from okavango.platform.catalog.store import Catalog
+from okavango.platform.errors import ConflictError, InputError, NotFoundError
+
+LEASE = 60.0
+
+
+def queue(catalog: Catalog, name: str = "emoji") -> JobRecord:
+    return catalog.create_job("train", name, {"rank": 16}, principal="ana")
+
+
+def test_a_new_job_waits(catalog: Catalog, clock) -> None:
+    job = queue(catalog)
+    assert re.fullmatch(r"job-[0-9a-f]{12}", job.id)
+    assert (job.kind, job.name, job.spec, job.principal) == ("train", "emoji", {"rank": 16}, "ana")
+    assert (job.state, job.worker, job.lease_until, job.attempts) == ("queued", None, None, 0)
+    assert (job.created_at, job.started_at, job.finished_at) == (clock.now, None, None)
+    assert catalog.get_job(job.id) == job
+
+
+def test_a_spec_is_json(catalog: Catalog) -> None:
+    with pytest.raises(InputError, match=r"^spec: "):
+        catalog.create_job("train", "emoji", {"rate": math.inf})
+
+
+def test_jobs_are_claimed_in_order(catalog: Catalog, clock) -> None:
+    created = []
+    for name in ("a", "b", "c"):
+        created.append(queue(catalog, name).id)
+        clock.advance(1)
+    assert [catalog.claim_job("w", LEASE).id for _ in created] == created
+    assert catalog.claim_job("w", LEASE) is None
+
+
+def test_a_claim_is_a_lease(catalog: Catalog, clock) -> None:
+    job = queue(catalog)
+    clock.advance(5)
+    held = catalog.claim_job("w", LEASE)
+    assert (held.id, held.state, held.worker, held.attempts) == (job.id, "running", "w", 1)
+    assert (held.lease_until - clock.now).total_seconds() == LEASE
+    assert held.started_at == clock.now
+
+
+def test_one_job_can_be_asked_for(catalog: Catalog) -> None:
+    first, second = queue(catalog), queue(catalog)
+    assert catalog.claim_job("w", LEASE, second.id).id == second.id
+    assert catalog.claim_job("v", LEASE, second.id) is None
+    assert catalog.claim_job("v", LEASE).id == first.id
+    with pytest.raises(NotFoundError, match="no such job"):
+        catalog.claim_job("w", LEASE, "job-0")
+
+
+def test_a_heartbeat_keeps_the_lease(catalog: Catalog, clock) -> None:
+    job = queue(catalog)
+    catalog.claim_job("w", LEASE)
+    for step in range(5):
+        clock.advance(LEASE - 1)
+        held = catalog.heartbeat(job.id, "w", LEASE, {"step": step})
+        assert catalog.claim_job("v", LEASE) is None
+    assert held.progress == {"step": 4}
+    assert catalog.heartbeat(job.id, "w", LEASE).progress == {"step": 4}  # no news keeps the old
+
+
+@pytest.mark.parametrize("late", [0, 1])
+def test_a_silent_worker_loses_its_job(catalog: Catalog, clock, late: int) -> None:
+    job = queue(catalog)
+    catalog.claim_job("w", LEASE)
+    catalog.heartbeat(job.id, "w", LEASE, {"step": 7})
+    clock.advance(LEASE + late)
+    taken = catalog.claim_job("v", LEASE)
+    assert (taken.id, taken.worker, taken.attempts, taken.progress) == (job.id, "v", 2, {"step": 7})
+    for lost in (
+        lambda: catalog.heartbeat(job.id, "w", LEASE),
+        lambda: catalog.finish_job(job.id, "w", "succeeded"),
+        lambda: catalog.release_job(job.id, "w"),
+    ):
+        with pytest.raises(ConflictError, match="taken over by v"):
+            lost()
+    assert catalog.get_job(job.id) == taken
+
+
+def test_a_late_worker_keeps_what_nobody_took(catalog: Catalog, clock) -> None:
+    """A laptop that slept goes on."""
+    job = queue(catalog)
+    catalog.claim_job("w", LEASE)
+    clock.advance(LEASE * 10)
+    assert catalog.heartbeat(job.id, "w", LEASE).state == "running"
+    assert catalog.claim_job("v", LEASE) is None
+
+
+@pytest.mark.parametrize(
+    ("state", "result", "error"),
+    [("succeeded", {"version": "emoji@1"}, None), ("failed", None, "no space"), ("cancelled", None, None)],
+)
+def test_a_job_ends_once(catalog: Catalog, clock, state: str, result, error) -> None:
+    job = queue(catalog)
+    catalog.claim_job("w", LEASE)
+    clock.advance(30)
+    done = catalog.finish_job(job.id, "w", state, result=result, error=error)
+    assert (done.state, done.result, done.error) == (state, result, error)
+    assert (done.finished_at, done.lease_until, done.worker) == (clock.now, None, "w")
+    with pytest.raises(ConflictError, match=f"is {state}"):
+        catalog.finish_job(job.id, "w", "succeeded")
+    with pytest.raises(ConflictError, match=f"is {state} and cannot become cancelled"):
+        catalog.request_cancel(job.id)
+    clock.advance(LEASE * 10)
+    assert catalog.claim_job("v", LEASE) is None
+
+
+def test_only_its_worker_ends_a_job(catalog: Catalog) -> None:
+    job = queue(catalog)
+    with pytest.raises(ConflictError, match="is queued"):
+        catalog.finish_job(job.id, "w", "succeeded")
+    with pytest.raises(NotFoundError):
+        catalog.finish_job("job-0", "w", "succeeded")
+
+
+def test_a_released_job_is_kept_for_resuming(catalog: Catalog, clock) -> None:
+    job = queue(catalog)
+    first = catalog.claim_job("w", LEASE)
+    catalog.heartbeat(job.id, "w", LEASE, {"step": 7})
+    released = catalog.release_job(job.id, "w")
+    assert (released.state, released.lease_until, released.progress) == ("queued", None, {"step": 7})
+    clock.advance(5)
+    again = catalog.claim_job("v", LEASE, job.id)
+    assert (again.attempts, again.started_at) == (2, first.started_at)
+
+
+def test_a_waiting_job_is_cancelled_at_once(catalog: Catalog, clock) -> None:
+    job = queue(catalog)
+    done = catalog.request_cancel(job.id)
+    assert (done.state, done.finished_at) == ("cancelled", clock.now)
+    assert catalog.claim_job("w", LEASE) is None
+
+
+def test_a_running_job_is_asked_to_stop(catalog: Catalog) -> None:
+    job = queue(catalog)
+    assert not catalog.claim_job("w", LEASE).cancel_requested
+    assert catalog.request_cancel(job.id).state == "running"
+    assert catalog.request_cancel(job.id).cancel_requested  # asking twice is no error
+    assert catalog.heartbeat(job.id, "w", LEASE).cancel_requested
+    assert catalog.finish_job(job.id, "w", "cancelled").state == "cancelled"
+
+
+def test_giving_back_a_job_that_is_to_stop_ends_it(catalog: Catalog, clock) -> None:
+    job = queue(catalog)
+    catalog.claim_job("w", LEASE)
+    catalog.request_cancel(job.id)
+    released = catalog.release_job(job.id, "w")
+    assert (released.state, released.finished_at) == ("cancelled", clock.now)
+
+
+def test_a_dead_workers_job_is_cancelled_without_it(catalog: Catalog, clock) -> None:
+    silent, asked = queue(catalog), queue(catalog)
+    for job in (silent, asked):
+        catalog.claim_job("w", LEASE, job.id)
+    catalog.request_cancel(asked.id)
+    clock.advance(LEASE)
+    assert catalog.request_cancel(silent.id).state == "cancelled"
+    assert catalog.claim_job("v", LEASE) is None
+    assert catalog.get_job(asked.id).state == "cancelled"
+
+
+def test_jobs_are_listed_newest_first(catalog: Catalog, clock) -> None:
+    created = []
+    for name in ("a", "b", "c"):
+        created.append(queue(catalog, name).id)
+        clock.advance(1)
+    catalog.claim_job("w", LEASE)
+    assert [job.id for job in catalog.list_jobs()] == created[::-1]
+    assert [job.id for job in catalog.list_jobs("queued")] == [created[2], created[1]]
+    assert [job.id for job in catalog.list_jobs("running")] == [created[0]]
+
+
+def test_an_unknown_job_names_its_neighbours(catalog: Catalog) -> None:
+    with pytest.raises(NotFoundError, match="there is no job yet"):
+        catalog.get_job("job-0")
+    job = queue(catalog)
+    with pytest.raises(NotFoundError, match=f"did you mean {job.id}"):
+        catalog.get_job(job.id[:-1])
