@@ -162,6 +162,7 @@ def load_decoder(
     base: Base, dtype: torch.dtype, device: str = "cpu", attention: str = "sdpa"
 ) -> PreTrainedModel:
     """The frozen decoder as transformers' own model class, in eval mode."""
+    import torch
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(
