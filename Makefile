@@ -23,18 +23,18 @@ demo: setup ## train the emoji adapter, serve it, ask it about pictures it has n
 
 .PHONY: test
 test: setup debian-test starter ## run the tests (ARGS="tests/serving -k ranks" for some of them)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/pytest $(ARGS)
 
 .PHONY: check
 check: setup typing-links ## check format, lint and types, and what would otherwise rot (tests/guards)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest tests/guards
+	$(BIN)/pytest tests/guards
 
 .PHONY: bench
-bench: setup starter ## measure, and write the results under benchmarks/
-	$(BIN)/python -m benchmarks.run $(ARGS)
+bench: setup starter ## measure beside transformers and PEFT; writes benchmarks/results/
+	$(BIN)/python benchmarks/run.py $(ARGS)
 
 .PHONY: format
 format: setup ## format the code and mend what the linter can mend

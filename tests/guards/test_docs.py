@@ -7,6 +7,7 @@ import re
 import shlex
 import tempfile
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 import typer
 
 from okavango.platform.cli import app
+from okavango.platform.config import PREFIX, Settings
 
 FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```", re.DOTALL | re.MULTILINE)
 INLINE = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
@@ -144,6 +146,13 @@ def test_the_guard_lets_good_commands_pass(targets: set[str], cli: Any) -> None:
     )
     assert command_faults(text, targets, cli) == []
     assert len(list(commands(text))) == 4
+
+
+def test_settings_in_the_documents_exist(documents: dict[Path, str]) -> None:
+    known = {PREFIX + field.name.upper() for field in fields(Settings)}
+    named = {name for text in documents.values() for name in re.findall(rf"\b{PREFIX}[A-Z_]+\b", text)}
+    assert named
+    assert named - known == set()
 
 
 # Trees

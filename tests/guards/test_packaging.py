@@ -114,8 +114,8 @@ def test_what_the_code_imports_is_declared(
     users = [*project["dependencies"], *chain(*project["optional-dependencies"].values())]
     assert undeclared(root, modules, users) == set()
     tools = {path for path in tracked if path.suffix == ".py"} - set(modules)
-    # Helpers import each other by name: tests/support is on the path, benchmarks is run from the root.
-    ours = {path.stem for path in tools} | {"benchmarks"}
+    # Helpers import each other by name: those of a folder that is run, and tests/support.
+    ours = {path.stem for path in tools}
     assert undeclared(root, sorted(tools), [*users, *pyproject["dependency-groups"]["dev"], *ours]) == set()
 
 
