@@ -37,7 +37,8 @@ def sample(
 
 
 def _draw(logits: Tensor, params: SamplingParams, rng: torch.Generator) -> int:
-    probabilities = torch.softmax(logits / params.temperature, -1)
+    # A temperature near zero must not overflow: nan would fail the whole step, and others' sequences with it.
+    probabilities = torch.softmax((logits - logits.max()) / max(params.temperature, 1e-6), -1)
     if params.top_p < 1:
         probabilities = _nucleus(probabilities, params.top_p)
     return int(torch.multinomial(probabilities, 1, generator=rng))
