@@ -11,6 +11,11 @@ from okavango.platform.config import load_settings
 data = typer.Typer(no_args_is_help=True, help="Make and check datasets.")
 
 
+@data.callback()
+def _data() -> None:
+    """With a callback, Typer keeps `data` a group, however many commands it has."""
+
+
 @data.command("emoji")
 def data_emoji(
     folder: Path = typer.Argument(..., help="Where to write images/ and {train,validation,test}.jsonl."),
