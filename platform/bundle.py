@@ -98,6 +98,9 @@ def read_manifest(folder: Path) -> Manifest:
         raw = json.loads(path.read_text())
         if raw["format"] != FORMAT:
             raise IntegrityError(f"bundle format {raw['format']}, expected {FORMAT}", where=str(path))
+        for name in ("components", "lineage", "metrics", "files"):
+            if not isinstance(raw[name], dict):
+                raise TypeError(f"{name} is no object")
         return Manifest(**{**raw, "modalities": tuple(raw["modalities"])})
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise IntegrityError(f"not a bundle: {error}", where=str(path)) from error

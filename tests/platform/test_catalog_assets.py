@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import FrozenInstanceError
 from datetime import UTC
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,7 @@ from okavango.platform.errors import ConflictError, InputError, NotFoundError
 COMPONENTS = {"decoder": "d1", "encoders.image": "e1"}
 
 
-def test_a_base_said_twice_changes_nothing(catalog: Catalog, clock) -> None:
+def test_a_base_said_twice_changes_nothing(catalog: Catalog, clock: Any) -> None:
     first = catalog.put_base("starter", "b1", COMPONENTS, "/here")
     clock.advance(60)
     assert catalog.put_base("starter", "b1", COMPONENTS, "/here") == first
@@ -21,7 +22,7 @@ def test_a_base_said_twice_changes_nothing(catalog: Catalog, clock) -> None:
     assert first.created_at.tzinfo is UTC
 
 
-def test_a_base_of_another_digest_takes_the_name(catalog: Catalog, clock, register) -> None:
+def test_a_base_of_another_digest_takes_the_name(catalog: Catalog, clock: Any, register: Any) -> None:
     version = register("emoji", "v1")
     clock.advance(60)
     moved = catalog.put_base("starter", "base-2", {"decoder": "d2"}, "/there")
@@ -32,7 +33,7 @@ def test_a_base_of_another_digest_takes_the_name(catalog: Catalog, clock, regist
     assert register("emoji", "v2").base_digest == "base-2"
 
 
-def test_a_base_is_not_called_like_an_adapter(catalog: Catalog, register) -> None:
+def test_a_base_is_not_called_like_an_adapter(catalog: Catalog, register: Any) -> None:
     register("emoji", "v1")
     with pytest.raises(ConflictError, match="emoji"):
         catalog.put_base("emoji", "b", {}, "/b")
@@ -57,7 +58,7 @@ def test_bases_by_name(catalog: Catalog) -> None:
     assert [base.name for base in catalog.list_bases()] == ["starter", "tiny"]
 
 
-def test_a_dataset_is_its_digest(catalog: Catalog, clock) -> None:
+def test_a_dataset_is_its_digest(catalog: Catalog, clock: Any) -> None:
     first = catalog.put_dataset("train.jsonl", "t1", "/data/train.jsonl", 700)
     clock.advance(60)
     assert catalog.put_dataset("train.jsonl", "t1", "/data/train.jsonl", 700) == first

@@ -4,6 +4,7 @@ import sqlite3
 import sys
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import select, text
@@ -134,7 +135,7 @@ def test_a_writer_that_waits_too_long_is_told(tmp_path: Path, monkeypatch: pytes
         "UPDATE adapter_versions SET digest = 'v1'",
     ],
 )
-def test_the_database_itself_refuses_nonsense(catalog: Catalog, register, statement: str) -> None:
+def test_the_database_itself_refuses_nonsense(catalog: Catalog, register: Any, statement: str) -> None:
     register("emoji", "v1", state="ready")
     register("emoji", "v2")
     catalog.promote("emoji", 1)

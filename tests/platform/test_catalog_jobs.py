@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import re
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,7 @@ def queue(catalog: Catalog, name: str = "emoji") -> JobRecord:
     return catalog.create_job("train", name, {"rank": 16}, principal="ana")
 
 
-def test_a_new_job_waits(catalog: Catalog, clock) -> None:
+def test_a_new_job_waits(catalog: Catalog, clock: Any) -> None:
     job = queue(catalog)
     assert re.fullmatch(r"job-[0-9a-f]{12}", job.id)
     assert (job.kind, job.name, job.spec, job.principal) == ("train", "emoji", {"rank": 16}, "ana")
@@ -30,7 +31,7 @@ def test_a_spec_is_json(catalog: Catalog) -> None:
         catalog.create_job("train", "emoji", {"rate": math.inf})
 
 
-def test_jobs_are_claimed_in_order(catalog: Catalog, clock) -> None:
+def test_jobs_are_claimed_in_order(catalog: Catalog, clock: Any) -> None:
     created = []
     for name in ("a", "b", "c"):
         created.append(queue(catalog, name).id)
@@ -39,7 +40,7 @@ def test_jobs_are_claimed_in_order(catalog: Catalog, clock) -> None:
     assert catalog.claim_job("w", LEASE) is None
 
 
-def test_a_claim_is_a_lease(catalog: Catalog, clock) -> None:
+def test_a_claim_is_a_lease(catalog: Catalog, clock: Any) -> None:
     job = queue(catalog)
     clock.advance(5)
     held = catalog.claim_job("w", LEASE)
@@ -57,7 +58,7 @@ def test_one_job_can_be_asked_for(catalog: Catalog) -> None:
         catalog.claim_job("w", LEASE, "job-0")
 
 
-def test_a_heartbeat_keeps_the_lease(catalog: Catalog, clock) -> None:
+def test_a_heartbeat_keeps_the_lease(catalog: Catalog, clock: Any) -> None:
     job = queue(catalog)
     catalog.claim_job("w", LEASE)
     for step in range(5):
@@ -69,7 +70,7 @@ def test_a_heartbeat_keeps_the_lease(catalog: Catalog, clock) -> None:
 
 
 @pytest.mark.parametrize("late", [0, 1])
-def test_a_silent_worker_loses_its_job(catalog: Catalog, clock, late: int) -> None:
+def test_a_silent_worker_loses_its_job(catalog: Catalog, clock: Any, late: int) -> None:
     job = queue(catalog)
     catalog.claim_job("w", LEASE)
     catalog.heartbeat(job.id, "w", LEASE, {"step": 7})
@@ -86,7 +87,7 @@ def test_a_silent_worker_loses_its_job(catalog: Catalog, clock, late: int) -> No
     assert catalog.get_job(job.id) == taken
 
 
-def test_a_late_worker_keeps_what_nobody_took(catalog: Catalog, clock) -> None:
+def test_a_late_worker_keeps_what_nobody_took(catalog: Catalog, clock: Any) -> None:
     """A laptop that slept goes on."""
     job = queue(catalog)
     catalog.claim_job("w", LEASE)
@@ -99,7 +100,7 @@ def test_a_late_worker_keeps_what_nobody_took(catalog: Catalog, clock) -> None:
     ("state", "result", "error"),
     [("succeeded", {"version": "emoji@1"}, None), ("failed", None, "no space"), ("cancelled", None, None)],
 )
-def test_a_job_ends_once(catalog: Catalog, clock, state: str, result, error) -> None:
+def test_a_job_ends_once(catalog: Catalog, clock: Any, state: str, result: Any, error: Any) -> None:
     job = queue(catalog)
     catalog.claim_job("w", LEASE)
     clock.advance(30)
@@ -122,7 +123,7 @@ def test_only_its_worker_ends_a_job(catalog: Catalog) -> None:
         catalog.finish_job("job-0", "w", "succeeded")
 
 
-def test_a_released_job_is_kept_for_resuming(catalog: Catalog, clock) -> None:
+def test_a_released_job_is_kept_for_resuming(catalog: Catalog, clock: Any) -> None:
     job = queue(catalog)
     first = catalog.claim_job("w", LEASE)
     catalog.heartbeat(job.id, "w", LEASE, {"step": 7})
@@ -133,7 +134,7 @@ def test_a_released_job_is_kept_for_resuming(catalog: Catalog, clock) -> None:
     assert (again.attempts, again.started_at) == (2, first.started_at)
 
 
-def test_a_waiting_job_is_cancelled_at_once(catalog: Catalog, clock) -> None:
+def test_a_waiting_job_is_cancelled_at_once(catalog: Catalog, clock: Any) -> None:
     job = queue(catalog)
     done = catalog.request_cancel(job.id)
     assert (done.state, done.finished_at) == ("cancelled", clock.now)
@@ -149,7 +150,7 @@ def test_a_running_job_is_asked_to_stop(catalog: Catalog) -> None:
     assert catalog.finish_job(job.id, "w", "cancelled").state == "cancelled"
 
 
-def test_giving_back_a_job_that_is_to_stop_ends_it(catalog: Catalog, clock) -> None:
+def test_giving_back_a_job_that_is_to_stop_ends_it(catalog: Catalog, clock: Any) -> None:
     job = queue(catalog)
     catalog.claim_job("w", LEASE)
     catalog.request_cancel(job.id)
@@ -157,7 +158,7 @@ def test_giving_back_a_job_that_is_to_stop_ends_it(catalog: Catalog, clock) -> N
     assert (released.state, released.finished_at) == ("cancelled", clock.now)
 
 
-def test_a_dead_workers_job_is_cancelled_without_it(catalog: Catalog, clock) -> None:
+def test_a_dead_workers_job_is_cancelled_without_it(catalog: Catalog, clock: Any) -> None:
     silent, asked = queue(catalog), queue(catalog)
     for job in (silent, asked):
         catalog.claim_job("w", LEASE, job.id)
@@ -168,7 +169,7 @@ def test_a_dead_workers_job_is_cancelled_without_it(catalog: Catalog, clock) -> 
     assert catalog.get_job(asked.id).state == "cancelled"
 
 
-def test_jobs_are_listed_newest_first(catalog: Catalog, clock) -> None:
+def test_jobs_are_listed_newest_first(catalog: Catalog, clock: Any) -> None:
     created = []
     for name in ("a", "b", "c"):
         created.append(queue(catalog, name).id)
