@@ -60,7 +60,7 @@ def _raise_failure(event: Event) -> None:
     if event.finish is FinishReason.ERROR:
         raise event.error or OkavangoError("the engine failed")
     if event.finish is FinishReason.ABORT:
-        raise NotReadyError("the server stopped before the answer was complete", remedy="ask again")
+        raise NotReadyError("the server stopped before the answer was complete; ask again")
 
 
 class _Meter:

@@ -108,7 +108,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 def _mount_studio(app: FastAPI, services: Services) -> None:
     import gradio as gr
 
-    from okavango.web.studio.app import build_studio  # type: ignore[import-not-found]
+    from okavango.web.studio.app import build_studio
 
     @app.get("/", include_in_schema=False)
     def home() -> RedirectResponse:

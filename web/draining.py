@@ -36,7 +36,7 @@ class Gate:
     def check(self) -> None:
         """Raises NotReadyError once the gate is closed."""
         if self.draining:
-            raise NotReadyError("the server is shutting down", remedy="try another one, or this one later")
+            raise NotReadyError("the server is shutting down")
 
     @contextmanager
     def pass_through(self) -> Iterator[None]:

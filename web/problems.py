@@ -102,6 +102,8 @@ def install(app: FastAPI) -> None:
         problem = problem_of(error, request.state.request_id)
         if problem.status == 500:
             log.error("%s failed", request.state.request_id, exc_info=error)
+        elif problem.status > 500:
+            log.warning("%s failed: %s", request.state.request_id, error)
         return problem.response()
 
     for kind in (OkavangoError, HTTPException):
@@ -116,10 +118,8 @@ def _known(error: OkavangoError) -> Problem:
 
 
 def _text(error: OkavangoError, status: int) -> str:
-    """Where the server is at fault, the place is a path or a database of its own: that stays in the log."""
-    if status < 500:
-        return str(error)
-    return f"{error.message} ({error.remedy})" if error.remedy else error.message
+    """Where the server is at fault, place and remedy are its operator's, who finds them in the log."""
+    return str(error) if status < 500 else error.message
 
 
 def _headers(error: OkavangoError) -> dict[str, str]:

@@ -56,9 +56,9 @@ class Keys:
     def __bool__(self) -> bool:
         return bool(self._digests)
 
-    def principal(self, key: str) -> str | None:
+    def principal(self, key: bytes) -> str | None:
         """A name for the holder of a key, fit for logs; None for a key that is not known."""
-        digest = hashlib.sha256(key.encode()).digest()
+        digest = hashlib.sha256(key).digest()
         matches = [hmac.compare_digest(digest, known) for known in self._digests]
         return f"key-{digest.hex()[:8]}" if any(matches) else None
 
@@ -125,17 +125,18 @@ def _hostname(url: str) -> str | None:
         return None
 
 
-def _bearer(headers: Headers) -> str | None:
+def _bearer(headers: Headers) -> bytes | None:
     scheme, _, key = headers.get("authorization", "").partition(" ")
-    return key.strip() if scheme.lower() == "bearer" and key.strip() else None
+    # Starlette reads headers as Latin-1, which gives back the very bytes.
+    return key.strip().encode("latin-1") if scheme.lower() == "bearer" and key.strip() else None
 
 
-def _basic(headers: Headers) -> str | None:
+def _basic(headers: Headers) -> bytes | None:
     """The password; the user's name is of no account."""
     scheme, _, encoded = headers.get("authorization", "").partition(" ")
     if scheme.lower() != "basic":
         return None
     try:
-        return base64.b64decode(encoded, validate=True).decode().partition(":")[2]
-    except (binascii.Error, UnicodeDecodeError):
+        return base64.b64decode(encoded, validate=True).partition(b":")[2]
+    except (binascii.Error, ValueError):
         return None

@@ -108,9 +108,8 @@ class Verifier:
         try:
             return await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(trial.outcome)), timeout=timeout)
         except TimeoutError:
-            raise NotReadyError(
-                "is still being verified", where=version.ref, remedy="try again in a few seconds"
-            ) from None
+            message = f"{version.ref} is still being verified; try again in a few seconds"
+            raise NotReadyError(message) from None
 
     def _demand(self, version: VersionRecord) -> _Trial:
         with self._changed:
@@ -200,8 +199,8 @@ class Verifier:
             self._trials.pop(trial.version.ref, None)
             retry = _Trial(trial.version, due=self._clock() + RETRY_SECONDS)
             self._trials[trial.version.ref] = retry
-        reason = str(error) if isinstance(error, OkavangoError) else "see the server's log"
-        _fail(trial, NotReadyError(f"could not be verified yet: {reason}", where=trial.version.ref))
+        reason = error.message if isinstance(error, OkavangoError) else "see the server's log"
+        _fail(trial, NotReadyError(f"{trial.version.ref} could not be verified yet: {reason}"))
 
 
 def belongs_to(version: VersionRecord, base: Base) -> bool:
