@@ -8,6 +8,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -112,6 +113,21 @@ def test_one_bundle_is_one_version(url: str, racers: list[Racer]) -> None:
     answers = race(racers, "register", each)
     assert all(answer == answers[0] for answer in answers)
     assert sorted(answers[0]) == list(range(1, 11))
+
+
+def test_threads_share_a_catalog(url: str) -> None:
+    catalog = Catalog(url)
+
+    def register(digest: str) -> int:
+        version = catalog.register_version(
+            "emoji", digest, base="starter", components={}, modalities=(), lineage={}, metrics={}
+        )
+        assert catalog.resolve(version.ref) == version
+        return version.version
+
+    with ThreadPoolExecutor(8) as pool:
+        numbers = pool.map(register, [f"bundle {i}" for i in range(40)])
+    assert sorted(numbers) == list(range(1, 41))
 
 
 def test_alias_moves_are_one_history(url: str, racers: list[Racer]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import os
 import shutil
 import subprocess
@@ -59,7 +58,7 @@ def postgres() -> Iterator[Postgres]:
     programs = find_postgres()
     folder = Path(tempfile.mkdtemp(prefix="okv-"))
     # PostgreSQL refuses to run as root; Debian's package brings a user for it.
-    user = "postgres" if os.geteuid() == 0 else getpass.getuser()
+    user = "postgres" if os.geteuid() == 0 else os.geteuid()
     shutil.chown(folder, user)
 
     def call(program: str, *arguments: str) -> None:
