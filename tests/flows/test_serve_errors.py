@@ -92,7 +92,12 @@ def test_a_model_that_is_not_there(
             URL_FIELD,
             "bytes, over the limit of 20,971,520",
         ),
-        ({"messages": image(data_url(PNG[: len(PNG) // 2]))}, "invalid_prompt", URL_FIELD, "truncated or damaged"),
+        (
+            {"messages": image(data_url(PNG[: len(PNG) // 2]))},
+            "invalid_prompt",
+            URL_FIELD,
+            "truncated or damaged",
+        ),
         ({"messages": image(data_url(PNG, "text/plain"))}, "invalid_prompt", URL_FIELD, "type text/plain"),
         ({"messages": image(data_url(b"GIF?"))}, "invalid_prompt", URL_FIELD, "not a PNG, JPEG, WebP"),
         ({"messages": image("data:image/png;base64,@@@")}, "invalid_prompt", URL_FIELD, "not valid base64"),

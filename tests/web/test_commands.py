@@ -1,0 +1,110 @@
+"""`okavango serve`: its options and what it says when it cannot start."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+
+import pytest
+from server_fixtures import RunningServer
+from typer.testing import CliRunner, Result
+
+from okavango.platform.cli import app
+from okavango.platform.errors import ConfigError
+from okavango.web.commands import address_of, banner, bind, parse_bytes
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run(site, monkeypatch: pytest.MonkeyPatch) -> Run:  # type: ignore[no-untyped-def]
+    """run("--port", "1"): the command over a home with the tiny base."""
+    monkeypatch.setenv("OKAVANGO_HOME", str(site.settings.home))
+    monkeypatch.setenv("OKAVANGO_CACHE", str(site.settings.cache))
+    return lambda *arguments: CliRunner().invoke(app, ["serve", *arguments])
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("0", 0),
+        ("1024", 1024),
+        ("512M", 512 << 20),
+        ("4GiB", 4 << 30),
+        ("1.5 gib", 3 << 29),
+        ("2TB", 2 << 40),
+    ],
+)
+def test_sizes_are_powers_of_1024(text: str, size: int) -> None:
+    assert parse_bytes(text, "--kv-memory") == size
+
+
+@pytest.mark.parametrize("text", ["", "four", "-1", "4 XB", "GiB", "4GiB!"])
+def test_what_is_no_size(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"--kv-memory: .* is not a size"):
+        parse_bytes(text, "--kv-memory")
+
+
+def test_a_port_that_is_taken(run: Run) -> None:
+    with bind("127.0.0.1", 0) as taken:
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        result = run("--base", "tiny", "--port", port)
+    assert result.exit_code == 1
+    assert f"error: 127.0.0.1:{port}: cannot listen there" in result.stderr
+    assert "choose another --port" in result.stderr
+
+
+def test_a_host_that_is_none(run: Run) -> None:
+    result = run("--base", "tiny", "--host", "nowhere.invalid")
+    assert result.exit_code == 1
+    assert "OKAVANGO_API_KEYS" in result.stderr
+    with pytest.raises(ConfigError, match=r"--host nowhere\.invalid: is no address"):
+        bind("nowhere.invalid", 0)
+
+
+def test_beyond_this_machine_only_with_keys(run: Run) -> None:
+    result = run("--base", "tiny", "--host", "0.0.0.0")
+    assert result.exit_code == 1
+    assert "without API keys the server listens on this machine only, not on 0.0.0.0" in result.stderr
+
+
+def test_a_base_that_is_not_there(run: Run) -> None:
+    result = run("--base", "tinny", "--port", "0")
+    assert result.exit_code == 1
+    assert "no base is called 'tinny'; known: tiny" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--dtype", "float8", "is not one of auto"),
+        ("--kv-memory", "lots", "is not a size"),
+        ("--slots", "0", "slots: must be at least 1"),
+        ("--log-level", "loud", "no such log level"),
+    ],
+)
+def test_an_option_that_is_wrong(run: Run, option: str, value: str, said: str) -> None:
+    result = run("--base", "tiny", "--port", "0", option, value)
+    assert result.exit_code == 1
+    assert said in result.stderr
+
+
+def test_an_address_of_the_newer_kind_has_brackets() -> None:
+    try:
+        listener = bind("::1", 0)
+    except ConfigError:
+        assert not socket.has_dualstack_ipv6()
+        return
+    with listener:
+        assert address_of(listener) == f"http://[::1]:{listener.getsockname()[1]}"
+
+
+def test_the_banner_says_where_and_what(server: RunningServer) -> None:
+    lines = banner(server.services, "http://localhost:8000").splitlines()
+    assert lines[0].startswith("Okavango serves tiny (")
+    assert lines[1:] == [
+        "  API       http://localhost:8000/v1",
+        "  Studio    http://localhost:8000/studio",
+        "  Adapters  r16, r4, r8",
+    ]
