@@ -7,17 +7,14 @@ import importlib.util
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from okavango.modalities.draft import draft_folder
 from okavango.modalities.packages import PACKAGES, Package
+from okavango.modalities.report import Advance
 from okavango.platform.bundle import file_sha256
 from okavango.platform.errors import DownloadError
-
-Advance = Callable[[int], None]
-"""Told how many bytes are here so far."""
 
 # pip loads into its own temporary folder first. Pointing that into ours makes the progress visible and leaves
 # nothing behind; -P keeps the working directory's modules (a folder called platform, say) out of pip's way.

