@@ -106,12 +106,10 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 def _mount_studio(app: FastAPI, services: Services) -> None:
-    import gradio as gr
-
-    from okavango.web.studio.app import build_studio
+    from okavango.web.studio.app import mount_studio
 
     @app.get("/", include_in_schema=False)
     def home() -> RedirectResponse:
         return RedirectResponse(STUDIO)
 
-    gr.mount_gradio_app(app, build_studio(services), path=STUDIO)
+    mount_studio(app, services, STUDIO)

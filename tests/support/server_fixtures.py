@@ -62,10 +62,10 @@ class Site:
 class RunningServer:
     """A server in a thread, as `okavango serve` runs it."""
 
-    def __init__(self, site: Site, options: ServeOptions) -> None:
+    def __init__(self, site: Site, options: ServeOptions, *, studio: bool = False) -> None:
         self.site = site
         self.listener = bind(options.host, 0)
-        self.app = build(site.settings, site.base.name, options, studio=False)
+        self.app = build(site.settings, site.base.name, options, studio=studio)
         self.services: Services = self.app.state.services
         config = uvicorn.Config(
             self.app, log_config=None, access_log=False, ws="none", timeout_graceful_shutdown=2
@@ -135,9 +135,12 @@ def make_server(site: Site) -> Iterator[Callable[..., RunningServer]]:
     """make_server(drain_seconds=1, engine={"slots": 2}, keys="a,b"): options by keyword."""
     made: list[RunningServer] = []
 
-    def make(*, engine: dict[str, Any] | None = None, keys: str = "", **options: Any) -> RunningServer:
+    def make(
+        *, engine: dict[str, Any] | None = None, keys: str = "", studio: bool = False, **options: Any
+    ) -> RunningServer:
         own = replace(site, settings=replace(site.settings, api_keys=keys))
-        made.append(RunningServer(own, ServeOptions(engine=replace(ENGINE, **(engine or {})), **options)))
+        wanted = ServeOptions(engine=replace(ENGINE, **(engine or {})), **options)
+        made.append(RunningServer(own, wanted, studio=studio))
         return made[-1]
 
     yield make

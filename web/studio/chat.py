@@ -1,0 +1,225 @@
+"""The chat page: a model, a question with pictures if any, an answer that streams in and says its maker."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Any
+
+import gradio as gr
+
+from okavango.platform.errors import InputError
+from okavango.serving.types import SamplingParams
+from okavango.web.services import Services
+from okavango.web.studio import picker
+from okavango.web.studio.asking import Asking
+from okavango.web.studio.bubbles import bubbles
+from okavango.web.studio.conversation import Conversation, Turn, completed
+from okavango.web.studio.wording import explain
+
+WELCOME = """
+### Ask anything
+Add a picture with the clip, paste one, or drop it here.
+"""
+MAX_TOKENS = 256
+
+Update = Any
+
+
+class ChatPage:
+    """Builds its components inside the Blocks that is open, and answers their events."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._asking: dict[str, Asking] = {}
+        with gr.Row(elem_classes="okv-chat"):
+            with gr.Column(scale=0, min_width=300, elem_classes="okv-side"):
+                self._build_side()
+            with gr.Column(scale=1, min_width=320, elem_classes="okv-main"):
+                self._build_main()
+        self._listen()
+
+    def follow(self, page: gr.Blocks, tab: gr.Tab) -> None:
+        """Listen to the page that opens and closes, and to the tab that is looked at again."""
+        quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "queue": False}
+        page.load(self._open, None, [self.model, self.card], **quiet)
+        page.unload(self._leave)
+        tab.select(self._refresh, [self.model], [self.model, self.card], **quiet)
+
+    def _build_side(self) -> None:
+        with gr.Row(elem_classes="okv-picker"):
+            self.model = gr.Dropdown(
+                label="Model",
+                container=False,
+                choices=[],
+                # Any ADAPTER@VERSION may be typed, also one that was registered a second ago.
+                allow_custom_value=True,
+                elem_id="okv-model",
+                scale=1,
+                min_width=160,
+            )
+            self.refresh = gr.Button(
+                "↻", elem_id="okv-refresh", elem_classes="okv-icon", scale=0, min_width=40
+            )
+        self.card = gr.HTML(elem_id="okv-card", apply_default_css=False)
+        with gr.Accordion("Sampling", open=False, elem_id="okv-sampling"):
+            self.temperature = gr.Slider(0, 2, value=0, step=0.05, label="Temperature", info="0 is greedy")
+            self.max_tokens = gr.Slider(
+                1,
+                self._services.engine.context,
+                value=min(MAX_TOKENS, self._services.engine.context // 2),
+                step=1,
+                label="Max tokens",
+                info="of an answer",
+            )
+            self.seed = gr.Textbox("", label="Seed", placeholder="drawn anew each time", max_lines=1)
+            self.is_single = gr.Checkbox(False, label="Send each question alone")
+        self.clear = gr.Button("New conversation", elem_id="okv-clear", size="md")
+
+    def _build_main(self) -> None:
+        self.turns = gr.State(())
+        self.chatbot = gr.Chatbot(
+            show_label=False,
+            label="Conversation",
+            placeholder=WELCOME,
+            buttons=[],
+            layout="bubble",
+            height="100%",
+            elem_id="okv-conversation",
+            allow_file_downloads=False,
+            feedback_options=None,
+        )
+        sees = "image" in self._services.base.heads
+        self.composer = gr.MultimodalTextbox(
+            show_label=False,
+            label="Question",
+            placeholder="Ask about a picture, or anything" if sees else "Ask anything",
+            sources=["upload"] if sees else [],
+            file_types=["image"],
+            file_count="multiple",
+            max_plain_text_length=self._services.options.media.text_chars,
+            max_lines=8,
+            autofocus=True,
+            elem_id="okv-composer",
+        )
+
+    def _listen(self) -> None:
+        quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+        settings = [self.model, self.temperature, self.max_tokens, self.seed, self.is_single]
+        shown = [self.chatbot, self.turns, self.composer]
+        self.composer.submit(
+            self._ask, [self.composer, self.turns, *settings], shown, concurrency_limit=None, **quiet
+        )
+        self.chatbot.retry(self._ask_again, [self.turns, *settings], shown, concurrency_limit=None, **quiet)
+        self.composer.stop(self._stop, queue=False, **quiet)
+        self.clear.click(self._clear, None, shown, queue=False, **quiet)
+        self.refresh.click(self._refresh, [self.model], [self.model, self.card], queue=False, **quiet)
+        self.model.focus(self._refresh, [self.model], [self.model, self.card], queue=False, **quiet)
+        self.model.change(self._card, [self.model], [self.card], queue=False, **quiet)
+
+    async def _ask(
+        self, request: gr.Request, composed: dict[str, Any], turns: Conversation, *settings: Any
+    ) -> AsyncGenerator[tuple[Update, Update, Update], None]:
+        turn = Turn(composed["text"].strip(), tuple(composed["files"]))
+        if not turn.question and not turn.pictures:
+            yield gr.skip(), gr.skip(), gr.skip()
+            return
+        async with aclosing(self._answer(turn, completed(turns), settings, request)) as updates:
+            async for update in updates:
+                yield update
+
+    async def _ask_again(
+        self, request: gr.Request, turns: Conversation, *settings: Any
+    ) -> AsyncGenerator[tuple[Update, Update, Update], None]:
+        if not turns:  # the server was started anew since the page was opened
+            yield gr.skip(), gr.skip(), gr.skip()
+            return
+        turn = Turn(turns[-1].question, turns[-1].pictures)
+        async with aclosing(self._answer(turn, completed(turns[:-1]), settings, request)) as updates:
+            async for update in updates:
+                yield update
+
+    async def _answer(
+        self, turn: Turn, before: Conversation, settings: tuple[Any, ...], request: gr.Request
+    ) -> AsyncGenerator[tuple[Update, Update, Update], None]:
+        model, temperature, max_tokens, seed, is_single = settings
+        yield bubbles((*before, turn)), (*before, turn), _busy()
+        try:
+            params = SamplingParams(int(max_tokens), temperature=temperature, seed=read_seed(seed))
+        except InputError as error:
+            turn = replace(turn, fault=explain(error, ""))
+            yield bubbles((*before, turn)), (*before, turn), _ready(turn)
+            return
+        asked = (turn,) if is_single else (*before, turn)
+        asking = Asking(self._services, model, asked, params, _principal(request))
+        session = str(request.session_hash)
+        self._asking[session] = asking
+        try:
+            async with aclosing(asking.looks()) as looks:
+                async for turn in looks:
+                    yield bubbles((*before, turn)), gr.skip(), gr.skip()
+        finally:
+            if self._asking.get(session) is asking:
+                del self._asking[session]
+        yield gr.skip(), (*before, turn), _ready(turn)
+
+    async def _stop(self, request: gr.Request) -> None:
+        asking = self._asking.get(str(request.session_hash))
+        if asking is not None:
+            asking.stop()
+
+    async def _leave(self, request: gr.Request) -> None:
+        await self._stop(request)
+
+    async def _clear(self, request: gr.Request) -> tuple[Update, Update, Update]:
+        await self._stop(request)
+        return [], (), gr.update(value=None)
+
+    def _open(self) -> tuple[Update, Update]:
+        chosen = picker.first_choice(self._services)
+        return gr.update(choices=picker.names(self._services), value=chosen), picker.card(
+            self._services, chosen
+        )
+
+    def _refresh(self, chosen: str) -> tuple[Update, Update]:
+        return gr.update(choices=picker.names(self._services)), picker.card(self._services, chosen)
+
+    def _card(self, chosen: str) -> str:
+        return picker.card(self._services, chosen)
+
+
+def _busy() -> Update:
+    return gr.update(value=None, submit_btn=False, stop_btn=True)
+
+
+def _ready(turn: Turn) -> Update:
+    """What was asked in vain comes back, so that nobody has to type it twice."""
+    if turn.fault is None:
+        return gr.update(submit_btn=True, stop_btn=False)
+    asked = {"text": turn.question, "files": list(turn.pictures)}
+    return gr.update(value=asked, submit_btn=True, stop_btn=False)
+
+
+def read_seed(text: str) -> int | None:
+    """What is in the field for the seed; None where it is empty.
+
+    Raises:
+        InputError: not a whole number, or one that no generator takes.
+    """
+    if not text.strip():
+        return None
+    try:
+        seed = int(text)
+    except ValueError:
+        seed = -1
+    if not 0 <= seed < 2**63:
+        raise InputError(f"the seed is {text.strip()!r}, not a whole number from 0 to 2⁶³ - 1", where="seed")
+    return seed
+
+
+def _principal(request: gr.Request) -> str:
+    """Who asks, as web.security found out."""
+    call = request.request
+    assert call is not None  # only outside a server is there none
+    return str(call.scope["state"].get("principal", "local"))
