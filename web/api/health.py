@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 
 from fastapi import APIRouter, Depends
 from starlette.responses import JSONResponse, Response
 
 from okavango.platform.catalog.states import VERSION_STATES
-from okavango.platform.errors import OkavangoError
 from okavango.web.services import Services, get_services
 
+log = logging.getLogger(__name__)
 router = APIRouter()
 
 
@@ -30,9 +31,10 @@ def readyz(services: Services = Depends(get_services)) -> Response:
 @router.get("/metrics")
 def metrics(services: Services = Depends(get_services)) -> Response:
     """Prometheus' text format."""
-    counts = Counter(version.state for version in services.catalog.versions())
-    for state in VERSION_STATES:
-        services.metrics.gauge("okavango_adapters", counts[state], state=state)
+    try:
+        _count_adapters(services)
+    except Exception as error:  # a catalog that is away must not take the other metrics with it
+        log.warning("adapter versions cannot be counted: %s", error)
     return Response(services.metrics.render(), media_type=services.metrics.content_type)
 
 
@@ -43,6 +45,13 @@ def _why_not_ready(services: Services) -> str | None:
         return "the engine is not running"
     try:
         services.catalog.list_bases()
-    except OkavangoError as error:
-        return error.message
+    except Exception as error:
+        log.warning("the catalog does not answer: %s", error)
+        return "the catalog does not answer"
     return None
+
+
+def _count_adapters(services: Services) -> None:
+    counts = Counter(version.state for version in services.catalog.versions())
+    for state in VERSION_STATES:
+        services.metrics.gauge("okavango_adapters", counts[state], state=state)
