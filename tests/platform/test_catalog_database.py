@@ -176,7 +176,9 @@ def test_a_reader_sees_one_state(catalog: Catalog) -> None:
 def test_times_come_back_in_utc(catalog_url: str) -> None:
     """Whatever zone the clock has."""
     moment = datetime(2026, 7, 1, 12, tzinfo=timezone(timedelta(hours=2)))
-    base = Catalog(catalog_url, clock=lambda: moment).put_base("starter", "b1", {}, "/here")
+    catalog = Catalog(catalog_url, clock=lambda: moment)
+    catalog.put_base("starter", "b1", {}, "/here")
+    base = catalog.put_base("starter", "b2", {}, "/here")
     stored = Catalog(catalog_url).get_base("starter")
     assert base == stored
     assert stored.created_at == moment

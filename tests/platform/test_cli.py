@@ -73,7 +73,7 @@ def parts(tmp_path: Path) -> Path:
 def environ(parts: Path, tmp_path: Path) -> dict[str, str]:
     # Wide, and without colours: what is tested are words.
     return os.environ | {
-        "PYTHONPATH": str(parts),
+        "PYTHONPATH": os.pathsep.join([str(parts), os.environ.get("PYTHONPATH", "")]),
         "OKAVANGO_HOME": str(tmp_path / "home"),
         "COLUMNS": "200",
         "NO_COLOR": "1",
