@@ -102,11 +102,12 @@ def main() -> None:
 
 
 def _as_command(name: str, target: typer.Typer | Callable[..., Any]) -> Any:
-    if not isinstance(target, typer.Typer):
-        function, target = target, typer.Typer()
-        target.command(name)(function)
-    target._add_completion = False  # the root has it
-    command = typer.main.get_command(target)
+    if isinstance(target, typer.Typer):
+        command: Any = typer.main.get_group(target)  # a group, even if it has one command only
+    else:
+        single = typer.Typer(add_completion=False)  # the root has it
+        single.command(name)(target)
+        command = typer.main.get_command(single)
     command.name = name
     return command
 

@@ -30,6 +30,13 @@ def crash():
     """Fails as commands should not."""
     raise RuntimeError("a fault of ours")
 
+small = typer.Typer(help="A group of one command.")
+
+@small.command()
+def only():
+    """The only one."""
+    print("only")
+
 def single(name: str, loud: bool = False):
     """One command."""
     print(name.upper() if loud else name)
@@ -48,6 +55,7 @@ def wait():
 ENTRY_POINTS = """
 [okavango.commands]
 group = fake_part:group
+small = fake_part:small
 single = fake_part:single
 check = fake_part:check
 wait = fake_part:wait
@@ -104,6 +112,7 @@ def test_help_lists_every_part_and_what_is_wrong_with_it(okavango: Run) -> None:
 
 def test_groups_and_single_commands(okavango: Run) -> None:
     assert okavango("single", "--loud", "hello").stdout == "HELLO\n"
+    assert okavango("small", "only").stdout == "only\n"
     assert "Fails as commands should." in okavango("group", "--help").stdout
     assert "--install-completion" not in okavango("group", "--help").stdout
 
