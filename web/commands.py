@@ -37,28 +37,28 @@ def serve(
     """Serve a base and its adapters over OpenAI's API, with the studio beside it."""
     from okavango.platform.config import load_settings
     from okavango.platform.telemetry import setup_logging
-    from okavango.serving.engine import EngineOptions
-    from okavango.web.app import build
     from okavango.web.security import check_exposure
-    from okavango.web.services import ServeOptions
 
     setup_logging(log_level)
     settings = load_settings()
     check_exposure(host, settings.keys)
-    engine = EngineOptions(
-        dtype=dtype,
-        device=device,
-        max_sequences=max_sequences,
-        max_waiting=max_waiting,
-        kv_bytes=parse_bytes(kv_memory, "--kv-memory"),
-        slots=slots,
-        max_rank=max_rank,
-    )
-    # Before the base is loaded, which may take minutes.
+    # Before anything is loaded, which may take minutes.
     with bind(host, port) as listener:
         typer.echo(f"Loading base {base} …", err=True)
-        app = build(settings, base, ServeOptions(host=host, engine=engine, drain_seconds=drain_seconds))
-        run(app, listener)
+        from okavango.serving.engine import EngineOptions
+        from okavango.web.app import build
+        from okavango.web.services import ServeOptions
+
+        engine = EngineOptions(
+            dtype=dtype,
+            device=device,
+            max_sequences=max_sequences,
+            max_waiting=max_waiting,
+            kv_bytes=parse_bytes(kv_memory, "--kv-memory"),
+            slots=slots,
+            max_rank=max_rank,
+        )
+        run(build(settings, base, ServeOptions(host, engine, drain_seconds=drain_seconds)), listener)
 
 
 def run(app: FastAPI, listener: socket.socket) -> None:
@@ -80,6 +80,7 @@ def run(app: FastAPI, listener: socket.socket) -> None:
         config,
         services.gate,
         is_idle=services.is_idle,
+        cut=services.engine.stop,
         drain_seconds=services.options.drain_seconds,
         started=lambda: typer.echo(banner(services, address_of(listener))),
     ).run(sockets=[listener])

@@ -1,11 +1,14 @@
 """Admission, and the way out: how many calls are in progress, and how the server ends without cutting them.
 
 The first SIGTERM or SIGINT closes the gate: new calls get a 503 with Retry-After, /readyz turns 503, those
-in progress finish. The server exits when they have, or when the limit is up; a second signal ends it at once.
+in progress finish. When they have, or the limit is up, what is left is told so, and the server exits. A
+second signal ends it at once.
 """
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +18,11 @@ import uvicorn
 
 from okavango.platform.errors import BusyError, NotReadyError
 
+log = logging.getLogger(__name__)
+
 RETRY_SECONDS = 1.0
+LAST_WORDS_SECONDS = 2.0
+"""For calls that were cut to send their error."""
 
 
 class Gate:
@@ -56,8 +63,9 @@ class DrainingServer(uvicorn.Server):
 
     Args:
         is_idle: whether nothing is in progress any more.
-        started: called once connections are accepted.
+        cut: ends what is in progress in such a way that each call can still say so. May block.
         drain_seconds: how long calls in progress may take to finish.
+        started: called once connections are accepted.
     """
 
     def __init__(
@@ -66,12 +74,14 @@ class DrainingServer(uvicorn.Server):
         gate: Gate,
         *,
         is_idle: Callable[[], bool],
+        cut: Callable[[], None],
         drain_seconds: float,
         started: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__(config)
         self._gate = gate
         self._is_idle = is_idle
+        self._cut = cut
         self._drain_seconds = drain_seconds
         self._on_started = started
         self._deadline: float | None = None
@@ -89,6 +99,8 @@ class DrainingServer(uvicorn.Server):
 
     def drain(self) -> None:
         """Take no more calls, and exit when those in progress are done."""
+        if not self._is_idle():
+            log.warning("finishing what is in progress, for %g s at most", self._drain_seconds)
         self._deadline = time.monotonic() + self._drain_seconds
         self._gate.close()
 
@@ -96,3 +108,18 @@ class DrainingServer(uvicorn.Server):
         if self._deadline is not None and (self._is_idle() or time.monotonic() > self._deadline):
             self.should_exit = True
         return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list | None = None) -> None:
+        self._gate.close()
+        if not self.force_exit:
+            await asyncio.to_thread(self._cut)
+            await self._last_words()
+            # Pages of the studio listen for news for as long as they are open; web.edge ends them in order.
+            for task in list(self.server_state.tasks):
+                task.cancel()
+        await super().shutdown(sockets)
+
+    async def _last_words(self) -> None:
+        deadline = time.monotonic() + LAST_WORDS_SECONDS
+        while self._gate.active and time.monotonic() < deadline:
+            await asyncio.sleep(0.01)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 import uuid
@@ -10,7 +11,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from okavango.platform.errors import OkavangoError
+from okavango.platform.errors import NotReadyError, OkavangoError
 from okavango.web.draining import Gate
 from okavango.web.problems import problem_of
 from okavango.web.security import API
@@ -39,6 +40,10 @@ class Edge:
             await self._admit(scope, receive, call.send)
         except ClientDisconnect:
             call.status = GONE
+        except asyncio.CancelledError:
+            if not self.gate.draining:
+                raise
+            await call.close()
         except Exception as error:
             await call.fail(error)
         finally:
@@ -61,6 +66,7 @@ class _Call:
     def __init__(self, scope: Scope, send: Send) -> None:
         self.id = f"req_{uuid.uuid4().hex}"
         self.status: int | None = None
+        self._ended = False
         self._scope = scope
         self._send = send
         self._began = time.monotonic()
@@ -70,6 +76,7 @@ class _Call:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             MutableHeaders(scope=message)["X-Request-Id"] = self.id
+        self._ended = message["type"] == "http.response.body" and not message.get("more_body", False)
         await self._send(message)
 
     async def fail(self, error: Exception) -> None:
@@ -79,6 +86,13 @@ class _Call:
             log.error("%s failed", self.id, exc_info=error)
         if self.status is None:
             await problem.response()(self._scope, _no_body, self.send)
+
+    async def close(self) -> None:
+        """End an answer that has no end of its own, now that the server has one."""
+        if self.status is None:
+            await self.fail(NotReadyError("the server is shutting down"))
+        elif not self._ended:
+            await self.send({"type": "http.response.body", "body": b"", "more_body": False})
 
     def note(self) -> None:
         scope = self._scope

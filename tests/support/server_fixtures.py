@@ -74,6 +74,7 @@ class RunningServer:
             config,
             self.services.gate,
             is_idle=self.services.is_idle,
+            cut=self.services.engine.stop,
             drain_seconds=options.drain_seconds,
         )
         self.url = address_of(self.listener)

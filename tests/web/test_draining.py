@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -82,10 +84,30 @@ def test_what_takes_too_long_is_told_and_cut(make_server: Callable[..., RunningS
         step()
 
     core.step = slow_step  # type: ignore[method-assign]
-    stream = server.client().chat.completions.create(**LONG, stream=True)
+    client = server.client()
+    stream = client.chat.completions.create(**LONG, stream=True)
     next(stream)
-    server.server.drain()
-    with pytest.raises((openai.APIError, httpx.RemoteProtocolError)):
-        list(stream)
+    with ThreadPoolExecutor() as pool:
+        whole = pool.submit(client.chat.completions.create, **LONG)
+        wait_until(lambda: server.services.gate.active == 2)
+        server.server.drain()
+        with pytest.raises(openai.APIError, match="the server stopped before the answer was complete"):
+            list(stream)
+        with pytest.raises(openai.InternalServerError, match="the server stopped before") as caught:
+            whole.result()
+    assert caught.value.status_code == 503
     wait_until(server.is_ended)
     assert server.services.is_idle()
+
+
+def test_pages_that_listen_for_news_do_not_hold_the_server(
+    make_server: Callable[..., RunningServer], caplog: pytest.LogCaptureFixture
+) -> None:
+    server = make_server(studio=True)
+    with httpx.stream("GET", f"{server.url}/studio/gradio_api/heartbeat/some-page") as page:
+        lines = page.iter_lines()
+        assert next(lines).startswith("data:")
+        server.server.drain()
+        assert not [line for line in lines if line]
+    wait_until(server.is_ended, seconds=5)
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
