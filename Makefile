@@ -26,7 +26,7 @@ test: setup debian-test starter ## run the tests (ARGS="tests/serving -k ranks" 
 	$(BIN)/pytest $(ARGS)
 
 .PHONY: check
-check: setup typing-links ## check format, lint and types, and what would otherwise rot (tests/guards)
+check: setup debian-check typing-links ## check format, lint and types, and what would otherwise rot (tests/guards)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -85,6 +85,6 @@ typing-links: ## link the parts into .typing/okavango, for mypy, or as PYTHONPAT
 	@mkdir -p .typing/okavango
 	@for part in $(PARTS); do ln -sfn ../../$$part .typing/okavango/$$part; done
 
-.PHONY: debian-test
-debian-test:
-	@sh .ci/debian.sh test
+.PHONY: debian-check debian-test
+debian-check debian-test: debian-%:
+	@sh .ci/debian.sh $*

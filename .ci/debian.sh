@@ -6,6 +6,7 @@ set -eu
 # verb  what must be there              packages that bring it
 table() {
     cat <<'TABLE'
+check   postgres                        postgresql
 test    chromium                        chromium
 test    postgres                        postgresql
 test    DejaVuSans.ttf                  fonts-dejavu-core
