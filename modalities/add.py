@@ -43,7 +43,8 @@ class Recipe:
                 if getattr(self, name) is not None:
                     raise ConfigError("means nothing without an image encoder", where=name)
         for name in ("image_tokens", "head_hidden"):
-            if (getattr(self, name) or 1) < 1:
+            value = getattr(self, name)
+            if value is not None and value < 1:
                 raise ConfigError("must be 1 or more", where=name)
 
 

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
+# The catalog's rule, too: a base's name is a model's name in requests.
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}", re.ASCII)
+
 
 @dataclass(frozen=True)
 class DecoderShape:
@@ -102,8 +105,8 @@ def building(bases: Path, name: str, *, force: bool = False) -> Iterator[Path]:
         ConfigError: the name cannot be a folder's.
         ConflictError: the name is taken, and `force` is not set.
     """
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name, re.ASCII):
-        raise ConfigError(f"{name!r} cannot name a base", remedy="use letters, digits, - _ and .")
+    if not _NAME.fullmatch(name):
+        raise ConfigError(f"{name!r} cannot name a base", remedy="use 1 to 64 of a-z, 0-9, - _ and .")
     target = bases / name
     with draft_folder(bases, name) as draft:
         if target.exists() and not force:

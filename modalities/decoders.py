@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from okavango.modalities.build import DecoderShape, quiet_transformers
+from okavango.modalities.image import UNUSABLE
 from okavango.platform.errors import BindError, ConfigError, NotFoundError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -76,8 +77,8 @@ def _check_tokenizer(folder: Path) -> None:
         )
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f"its tokenizer cannot be loaded: {error}", where=str(folder)) from error
+    except Exception as error:  # tokenizers raises bare ones
+        raise ConfigError(f"its tokenizer cannot be loaded: {error!r}", where=str(folder)) from error
     if not tokenizer.chat_template:
         raise ConfigError(
             "its tokenizer has no chat template",
@@ -93,7 +94,7 @@ def _load(folder: Path) -> PreTrainedModel:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype="auto", local_files_only=True, trust_remote_code=False, output_loading_info=True
         )
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+    except UNUSABLE as error:
         raise UnsupportedError(
             f"transformers cannot load it as a decoder: {error}", where=str(folder)
         ) from error

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 
 from okavango.modalities.content import Limits
 from okavango.platform.errors import ConfigError, MediaError
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 # An encoder that resizes the shorter side would blow a long sliver up to gigapixels.
 MAX_ASPECT = 100
+# What model libraries raise on files that are missing, torn, or of something else.
+UNUSABLE = (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError)
 
 
 def decode_image(data: bytes, limits: Limits | None = None) -> Image.Image:
@@ -109,7 +112,7 @@ def load_tower(folder: Path, image_size: int) -> tuple[nn.Module, Callable[[Imag
             model, preprocess = open_clip.create_model_from_pretrained(
                 f"local-dir:{folder}", force_image_size=image_size
             )
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+    except UNUSABLE as error:
         raise ConfigError(f"not a usable open_clip model: {error}", where=str(folder)) from error
     return model.visual.eval().requires_grad_(False), preprocess
 

@@ -39,7 +39,7 @@ class HeadSpec:
     def __post_init__(self) -> None:
         object.__setattr__(self, "grid", tuple(self.grid))
         side = self.side
-        if side * side != self.tokens or self.grid[0] % side or self.grid[1] % side:
+        if side < 1 or side * side != self.tokens or self.grid[0] % side or self.grid[1] % side:
             raise ConfigError(
                 f"{self.tokens} tokens do not tile a feature map of {self.grid[0]} × {self.grid[1]}",
                 where="projectors.tokens",
@@ -48,7 +48,7 @@ class HeadSpec:
 
     @property
     def side(self) -> int:
-        return round(self.tokens**0.5)
+        return round(max(self.tokens, 0) ** 0.5)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self) | {"grid": list(self.grid)}

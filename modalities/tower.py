@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from okavango.modalities.base import EncoderSpec, tree_digest
-from okavango.modalities.image import feature_maps, load_tower
+from okavango.modalities.image import UNUSABLE, feature_maps, load_tower
 from okavango.platform.errors import BindError, ConfigError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
-_PREPROCESS = ("mean", "std", "interpolation", "resize_mode", "fill_color")
+_PREPROCESS = ("mean", "std", "interpolation", "resize_mode")
 _TEXT_STUB = {"context_length": 8, "vocab_size": 64, "width": 16, "heads": 2, "layers": 1}
 
 
@@ -78,9 +78,12 @@ def import_tower(folder: Path, name: str, weights: str | None = None) -> None:
         with torch.random.fork_rng(devices=[]):
             model = open_clip.create_model(name, weights, require_pretrained=True)
         config = open_clip.get_model_config(name)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+    except UNUSABLE as error:
         raise ConfigError(f"open_clip cannot load it: {error}", where=name) from error
-    preprocess = {key: model.visual.preprocess_cfg[key] for key in _PREPROCESS}
+    found = model.visual.preprocess_cfg
+    preprocess = {key: found[key] for key in _PREPROCESS}
+    if found["resize_mode"] == "longest":
+        preprocess["fill_color"] = found["fill_color"]
     write_tower(folder, config, preprocess, model.visual.state_dict())
 
 
