@@ -168,7 +168,7 @@ def load_decoder(
     model = AutoModelForCausalLM.from_pretrained(
         base.decoder.path, dtype=dtype, attn_implementation=attention, local_files_only=True
     )
-    model.to(torch.device(device))
+    model.to(torch.device(device))  # type: ignore[arg-type]  # the decorated stub has lost self
     return model.eval().requires_grad_(False)
 
 
