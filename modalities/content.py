@@ -7,9 +7,9 @@ It knows neither where media files lie nor how they are decoded: it is given a `
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import re
+import reprlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -133,7 +133,7 @@ def data_url_bytes(url: str, modality: Modality) -> bytes:
         raise MediaError("the data URL is not base64")
     try:
         return base64.b64decode(url[match.end() :], validate=True)
-    except binascii.Error as error:
+    except ValueError as error:  # binascii.Error, or characters beyond ASCII
         raise MediaError(f"the data URL is not valid base64: {error}") from error
 
 
@@ -145,7 +145,9 @@ def _message(raw: Any, where: str, load_media: LoadMedia, faults: list[Fault]) -
     if "role" not in raw:
         faults.append(Fault(f"{where}.role", "is missing"))
     elif role not in ROLES:
-        faults.append(Fault(f"{where}.role", f"is {role!r}; one of {', '.join(ROLES)} is expected"))
+        faults.append(
+            Fault(f"{where}.role", f"is {reprlib.repr(role)}; one of {', '.join(ROLES)} is expected")
+        )
     if "content" not in raw:
         faults.append(Fault(f"{where}.content", "is missing"))
         return None
@@ -157,7 +159,7 @@ def _message(raw: Any, where: str, load_media: LoadMedia, faults: list[Fault]) -
 
 def _parts(raw: Any, where: str, load_media: LoadMedia, faults: list[Fault]) -> Iterator[Part]:
     if isinstance(raw, str):
-        yield Text(raw)
+        yield _text(raw, where, faults)
         return
     if not isinstance(raw, Sequence) or isinstance(raw, bytes):
         faults.append(Fault(where, f"must be a string or a list of parts, not {_kind(raw)}"))
@@ -177,15 +179,24 @@ def _part(raw: Any, where: str, load_media: LoadMedia, faults: list[Fault]) -> P
     match raw.get("type"):
         case "text":
             if isinstance(raw.get("text"), str):
-                return Text(raw["text"])
+                return _text(raw["text"], f"{where}.text", faults)
             faults.append(Fault(f"{where}.text", "is missing or not a string"))
         case "image_url":
             return _image(raw.get("image_url"), f"{where}.image_url", load_media, faults)
         case None:
             faults.append(Fault(f"{where}.type", "is missing"))
         case other:
-            faults.append(Fault(f"{where}.type", f"is {other!r}; one of text, image_url is expected"))
+            shown = reprlib.repr(other)
+            faults.append(Fault(f"{where}.type", f"is {shown}; one of text, image_url is expected"))
     return None
+
+
+def _text(raw: str, where: str, faults: list[Fault]) -> Text:
+    try:
+        raw.encode()
+    except UnicodeEncodeError as error:  # JSON can spell one half of a surrogate pair; no tokenizer takes it
+        faults.append(Fault(where, f"holds half a surrogate pair at character {error.start + 1}"))
+    return Text(raw)
 
 
 def _image(raw: Any, where: str, load_media: LoadMedia, faults: list[Fault]) -> Media | None:

@@ -6,24 +6,19 @@ Media are data URLs, or, in files of this machine, paths relative to the JSONL t
 from __future__ import annotations
 
 import hashlib
-import json
 import re
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from okavango.modalities.content import (
-    Limits,
-    LoadMedia,
-    Message,
-    Modality,
-    data_url_bytes,
-    parse_messages,
-)
-from okavango.platform.errors import DataError, MediaError, PromptError
+from okavango.modalities.content import Limits, LoadMedia, Message, Modality, data_url_bytes
+from okavango.platform.errors import DataError, MediaError
+from okavango.training.rows import read_line, read_row
 
 _SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*:")
+_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -35,7 +30,7 @@ class Example:
 
 
 class Dataset:
-    """A JSONL file whose lines are found once and read when asked for.
+    """A JSONL file whose lines are found once and read when asked for: 8 bytes a row stay in memory.
 
     Args:
         path: the file.
@@ -55,17 +50,16 @@ class Dataset:
         """Row i, parsed, its media read and not decoded.
 
         Raises:
-            DataError: the row is not as `okavango data check` wants it, with file, line and field.
+            DataError: the row is not as `okavango data check` wants it, with every fault in it.
         """
-        where = f"{self.path}:{i + 1}"
-        try:
-            raw = json.loads(self.line(i))
-            messages = raw["messages"] if isinstance(raw, dict) else None
-            return Example(parse_messages(messages, self._load_media, self.limits), i + 1)
-        except PromptError as error:
-            raise DataError(str(error), where=where) from error
-        except (ValueError, KeyError) as error:
-            raise DataError(f"not a row: {error!r}", where=where) from error
+        messages, faults = read_row(self.line(i), self._load_media, self.limits)
+        if faults:
+            raise DataError(
+                str(faults[0]),
+                tuple(f"{self.path}:{i + 1}: {fault}" for fault in faults),
+                where=f"{self.path}:{i + 1}",
+            )
+        return Example(messages, i + 1)
 
     def rows(self) -> Iterator[Example]:
         return (self.row(i) for i in range(len(self)))
@@ -74,12 +68,13 @@ class Dataset:
         """Line i as it stands in the file, without its end."""
         with self.path.open("rb") as file:
             file.seek(self._offsets[i])
-            return file.readline().rstrip(b"\r\n")
+            return read_line(file, self.limits).rstrip(b"\r\n")
 
     @cached_property
     def digest(self) -> str:
         """sha256 over the file and, in order, the digest of every medium that it names."""
-        digest = hashlib.sha256(self.path.read_bytes())
+        with self.path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256")
         for example in self.rows():
             for message in example.messages:
                 for medium in message.media:
@@ -94,12 +89,23 @@ def open_dataset(path: Path, *, allow_files: bool = True, limits: Limits | None 
         DataError: there is no such file, or it holds nothing.
     """
     path = Path(path)
+    fault = file_fault(path)
+    if fault:
+        raise DataError(fault, where=str(path))
+    return Dataset(path.absolute(), allow_files=allow_files, limits=limits or Limits())
+
+
+def file_fault(path: Path) -> str | None:
+    """What keeps a path from being a data file, before any line is read."""
+    if not path.exists():
+        return "there is no such file"
     if not path.is_file():
-        raise DataError("no such file", where=str(path))
-    dataset = Dataset(path.absolute(), allow_files=allow_files, limits=limits or Limits())
-    if len(dataset) == 0:
-        raise DataError("the file is empty", where=str(path))
-    return dataset
+        return "is not a file"
+    try:
+        with path.open("rb") as file:
+            return None if file.read(1) else "the file is empty"
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
 
 
 def media_loader(folder: Path, *, allow_files: bool, limits: Limits) -> LoadMedia:
@@ -109,11 +115,11 @@ def media_loader(folder: Path, *, allow_files: bool, limits: Limits) -> LoadMedi
     def load(url: str, modality: Modality) -> bytes:
         if url.startswith("data:") or not allow_files:
             return data_url_bytes(url, modality)
-        if _SCHEME.match(url):
-            scheme = url.split(":", 1)[0]
+        scheme = _SCHEME.match(url)
+        if scheme:
             raise MediaError(
-                f"only data URLs and relative paths are accepted, not {scheme}:",
-                remedy="store the file beside",
+                f"only data URLs and relative paths are accepted, not {scheme[0]}",
+                remedy="store the file in the data file's folder, and name it relative to that",
             )
         return _read_inside(root, url, limits)
 
@@ -121,25 +127,38 @@ def media_loader(folder: Path, *, allow_files: bool, limits: Limits) -> LoadMedi
 
 
 def _read_inside(root: Path, name: str, limits: Limits) -> bytes:
-    if not name or "\0" in name:
-        raise MediaError(f"{name!r} is no path")
+    shown = repr(name if len(name) <= 200 else f"{name[:200]}…")
     try:
         path = (root / name).resolve()
         if Path(name).is_absolute() or not path.is_relative_to(root):
-            raise MediaError(f"{name!r} lies outside the data file's folder")
+            raise MediaError(
+                f"{shown} lies outside the data file's folder", remedy="store it there; links count, too"
+            )
+        if not path.exists():
+            raise MediaError(f"there is no file {shown} in the data file's folder")
         if not path.is_file():
-            raise MediaError(f"there is no file {name!r} beside the data file")
+            raise MediaError(f"{shown} is not a file")
         if path.stat().st_size > limits.media_bytes:
-            raise MediaError(f"{name!r} has {path.stat().st_size:,} bytes, over {limits.media_bytes:,}")
+            raise MediaError(
+                f"{shown} has {path.stat().st_size:,} bytes, over the limit of {limits.media_bytes:,}"
+            )
         return path.read_bytes()
-    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
-        raise MediaError(f"{name!r} cannot be read: {error}") from error
+    except MediaError:
+        raise
+    # RuntimeError: a loop of links. ValueError: a NUL, or characters that no file name has.
+    except (OSError, RuntimeError, ValueError) as error:
+        raise MediaError(f"{shown} cannot be read: {error}") from error
 
 
-def _line_offsets(path: Path) -> list[int]:
-    offsets, position = [], 0
+def _line_offsets(path: Path) -> array[int]:
+    """Where each line starts. Reads by the chunk, since a file that is no JSONL may be one endless line."""
+    offsets = array("Q")
+    position, starts_line = 0, True
     with path.open("rb") as file:
-        for line in file:
-            offsets.append(position)
-            position += len(line)
+        while chunk := file.read(_CHUNK):
+            if starts_line:
+                offsets.append(position)
+            offsets.extend(position + match.end() for match in re.finditer(rb"\n(?!\Z)", chunk))
+            starts_line = chunk.endswith(b"\n")
+            position += len(chunk)
     return offsets
