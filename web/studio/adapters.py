@@ -48,7 +48,8 @@ class AdaptersPage:
         self._listen(tab)
 
     def _listen(self, tab: gr.Tab) -> None:
-        quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "queue": False}
+        silent: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+        quiet = silent | {"queue": False}
         shown = [self.selected, self.table, self.details, self.promote]
         asking = [self.confirmation, self.question]
         tab.select(lambda: gr.Timer(active=True), None, [self.timer], **quiet)
@@ -57,7 +58,8 @@ class AdaptersPage:
         self.table.select(self._choose, None, [*shown, self.confirmation], **quiet)
         self.promote.click(self._ask, [self.selected], asking, **quiet)
         self.cancel.click(_close, None, [self.confirmation], **quiet)
-        self.confirm.click(self._move, [self.selected], [*shown, self.confirmation], **quiet)
+        # Through the queue, for no other way leads a message to the page.
+        self.confirm.click(self._move, [self.selected], [*shown, self.confirmation], **silent)
 
     def rest(self, other: gr.Tab) -> None:
         """Ask the catalog for news no more while another tab is looked at."""

@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from html import escape
 from typing import Any
 
+import gradio as gr
+
 from okavango.web.studio.asking import STOPPED
 from okavango.web.studio.conversation import Conversation, Provenance, Turn
-from okavango.web.studio.markup import copyable, digest
+from okavango.web.studio.markup import copyable, digest, fault
 
 Bubble = dict[str, Any]
 
@@ -40,14 +42,18 @@ def _of_turn(turn: Turn) -> Iterator[Bubble]:
     if turn.answer:
         yield {"role": "assistant", "content": [_text(turn.answer)]}
     if turn.made_by is not None and turn.answer:
-        yield {"role": "assistant", "content": [_text(provenance(turn.made_by, turn.answer))]}
+        yield {"role": "assistant", "content": [_html(provenance(turn.made_by, turn.answer))]}
     if turn.fault is not None:
-        fault = f'<div class="okv-fault" role="alert">{escape(turn.fault)}</div>'
-        yield {"role": "assistant", "content": [_text(fault)]}
+        yield {"role": "assistant", "content": [_html(fault(turn.fault))]}
 
 
 def _text(text: str) -> Bubble:
     return {"type": "text", "text": text}
+
+
+def _html(html: str) -> gr.HTML:
+    """Ours, and escaped already. As text it would pass the sanitiser, which leaves no data-copy."""
+    return gr.HTML(html, apply_default_css=False, render=False)
 
 
 def _facts(made_by: Provenance) -> Iterator[tuple[str, str]]:

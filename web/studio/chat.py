@@ -152,7 +152,7 @@ class ChatPage:
             yield bubbles((*before, turn)), (*before, turn), _ready(turn)
             return
         asked = (turn,) if is_single else (*before, turn)
-        asking = Asking(self._services, model, asked, params, _principal(request))
+        asking = Asking(self._services, model or "", asked, params, _principal(request))
         session = str(request.session_hash)
         self._asking[session] = asking
         try:
@@ -182,10 +182,10 @@ class ChatPage:
             self._services, chosen
         )
 
-    def _refresh(self, chosen: str) -> tuple[Update, Update]:
+    def _refresh(self, chosen: str | None) -> tuple[Update, Update]:
         return gr.update(choices=picker.names(self._services)), picker.card(self._services, chosen)
 
-    def _card(self, chosen: str) -> str:
+    def _card(self, chosen: str | None) -> str:
         return picker.card(self._services, chosen)
 
 

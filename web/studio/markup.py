@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 from html import escape
 from typing import Any
+from urllib.parse import quote
 
 SHORT = 12
 """Characters of a digest that people compare."""
@@ -14,19 +15,24 @@ SHORT = 12
 def digest(value: str) -> str:
     """A digest: short to the eye, whole in its tooltip and when it is copied."""
     return (
-        f'<code class="okv-digest" data-copy="{escape(value)}" title="{escape(value)} (click to copy)" '
+        f'<code class="okv-digest" {_copy(value)} title="{escape(value)} (click to copy)" '
         f'tabindex="0">{escape(value[:SHORT])}</code>'
     )
 
 
 def copyable(text: str, label: str) -> str:
     """A word that copies a text when it is clicked."""
-    return f'<a class="okv-copy" role="button" tabindex="0" data-copy="{escape(text)}">{escape(label)}</a>'
+    return f'<a class="okv-copy" role="button" tabindex="0" {_copy(text)}>{escape(label)}</a>'
 
 
 def badge(state: str, tip: str = "") -> str:
     """A version's state, in its colour."""
     return f'<span class="okv-badge okv-{escape(state)}" title="{escape(tip)}">{escape(state)}</span>'
+
+
+def fault(text: str) -> str:
+    """What went wrong, where it happened."""
+    return f'<div class="okv-fault" role="alert">{escape(text)}</div>'
 
 
 def facts(pairs: Iterable[tuple[str, str]]) -> str:
@@ -42,6 +48,11 @@ def mapping(values: Mapping[str, Any]) -> str:
 
 def when(time: datetime) -> str:
     return f'<time datetime="{time.isoformat()}" title="UTC">{time:%Y-%m-%d %H:%M}</time>'
+
+
+def _copy(text: str) -> str:
+    """What studio.js copies; encoded, so that control characters and line ends come through as they are."""
+    return f'data-copy="{quote(text)}"'
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from html import escape
 
 from okavango.platform.catalog.records import VersionRecord
+from okavango.platform.errors import OkavangoError
 from okavango.web.services import Services
-from okavango.web.studio.markup import badge, digest, when
+from okavango.web.studio.markup import badge, digest, fault, when
 from okavango.web.studio.scores import scores_of
+from okavango.web.studio.wording import explain
 
 
 def names(services: Services) -> list[str]:
@@ -22,15 +24,16 @@ def first_choice(services: Services) -> str:
     return newest.id if newest is not None else services.base.name
 
 
-def card(services: Services, name: str) -> str:
-    """What a name stands for now, as HTML."""
-    listed = {model.id: model for model in services.models.listed()}
-    model = listed.get(name)
-    if model is None:
-        return '<div class="okv-card okv-muted">Not in the list: it will be looked up when you ask.</div>'
-    if model.version is None:
+def card(services: Services, name: str | None) -> str:
+    """What a name stands for now, as HTML; also one that takes no requests. None: nothing is chosen yet."""
+    if not name:
+        return ""
+    if name == services.base.name:
         return _base_card(services)
-    return _version_card(name, model.version)
+    try:
+        return _version_card(name, services.catalog.resolve(name))
+    except OkavangoError as error:
+        return f'<div class="okv-card okv-muted">{escape(explain(error, name))}</div>'
 
 
 def _base_card(services: Services) -> str:
@@ -51,8 +54,9 @@ def _version_card(name: str, version: VersionRecord) -> str:
         if value
     )
     arrow = "" if name == version.ref else f'<span class="okv-muted">→ {escape(version.ref)}</span>'
+    reason = fault(version.error) if version.error else ""
     return (
         f'<div class="okv-card"><div class="okv-card-head"><b>{escape(name)}</b>{arrow}{badge(version.state)}'
         f'</div><div>{digest(version.digest)} <span class="okv-muted">{when(version.created_at)}</span></div>'
-        f'<div class="okv-scores">{scores}</div></div>'
+        f'<div class="okv-scores">{scores}</div>{reason}</div>'
     )

@@ -1,7 +1,7 @@
 // Whatever carries data-copy copies it when it is clicked, or when Enter is pressed on it.
 (() => {
   const copy = async (element) => {
-    const text = element.dataset.copy;
+    const text = decodeURIComponent(element.dataset.copy);
     if (navigator.clipboard) {
       await navigator.clipboard.writeText(text);
     } else {

@@ -7,7 +7,7 @@ from html import escape
 
 from okavango.platform.catalog.names import DEFAULT_ALIAS
 from okavango.platform.catalog.records import AdapterRecord, VersionRecord
-from okavango.web.studio.markup import badge, digest, facts, mapping, when
+from okavango.web.studio.markup import badge, digest, facts, fault, mapping, when
 from okavango.web.studio.scores import SCORES, scores_of
 
 NONE_YET = (
@@ -48,17 +48,21 @@ def table(adapters: Sequence[AdapterRecord], selected: str) -> str:
 
 def details(adapter: AdapterRecord, version: VersionRecord) -> str:
     """One version: where it comes from, how good it is, what the gate found."""
-    error = f'<div class="okv-fault" role="alert">{escape(version.error)}</div>' if version.error else ""
-    sections = [
-        ("Version", facts(_identity(adapter, version))),
-        ("Scores", mapping(version.metrics)),
-        ("Lineage", mapping(version.lineage)),
-        ("Parity gate", mapping(version.verification or {})),
-        ("Binds to", mapping(version.components)),
-    ]
-    shown = "".join(f"<section><h4>{title}</h4>{body}</section>" for title, body in sections if body)
+    told = {
+        "Scores": version.metrics,
+        "Lineage": version.lineage,
+        "Parity gate": version.verification,
+        "Binds to": version.components,
+    }
+    error = fault(version.error) if version.error else ""
+    sections = [_section("Version", facts(_identity(adapter, version)))]
+    sections += [_section(title, mapping(values)) for title, values in told.items() if values]
     head = f'<div class="okv-card-head"><b>{escape(version.ref)}</b>{_badge(version)}</div>'
-    return f'<div class="okv-details">{head}{error}<div class="okv-sections">{shown}</div></div>'
+    return f'<div class="okv-details">{head}{error}<div class="okv-sections">{"".join(sections)}</div></div>'
+
+
+def _section(title: str, body: str) -> str:
+    return f"<section><h4>{escape(title)}</h4>{body}</section>"
 
 
 def _row(adapter: AdapterRecord, version: VersionRecord, selected: str) -> str:

@@ -24,8 +24,11 @@ def explain(error: BaseException, request_id: str) -> str:
 
 
 def sentence(text: str) -> str:
+    """With a capital, unless it begins with a name such as emoji@2, and a stop at its end."""
     text = text.strip()
-    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
+    first = text.partition(" ")[0]
+    start = first.capitalize() if first.isalpha() and first.islower() else first
+    return start + text[len(first) :] + ("" if text.endswith((".", "!", "?")) else ".")
 
 
 def sight_note(model: Model, catalog: Catalog) -> str | None:
