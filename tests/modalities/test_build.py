@@ -128,6 +128,7 @@ def test_of_two_builders_at_once_one_builds_and_the_other_finds_it_built(tmp_pat
             [sys.executable, "-c", RACER, str(tmp_path), mark],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
         )
         for mark in ("x", "y")
