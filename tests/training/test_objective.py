@@ -1,0 +1,27 @@
+from __future__ import annotations
+
+import math
+
+import torch
+
+from okavango.training.objective import answer_loss
+
+
+def test_the_loss_is_the_sum_of_the_tokens_surprises() -> None:
+    logits = torch.tensor([[0.0, 0.0], [math.log(3.0), 0.0]])
+    expected = math.log(2) + math.log(4 / 3)
+    assert math.isclose(answer_loss(logits, torch.tensor([1, 0])).item(), expected, rel_tol=1e-6)
+
+
+def test_it_is_computed_in_float32() -> None:
+    logits = torch.randn(5, 300, generator=torch.Generator().manual_seed(0)).bfloat16()
+    labels = torch.arange(5)
+    assert answer_loss(logits, labels).dtype == torch.float32
+    assert torch.equal(answer_loss(logits, labels), answer_loss(logits.float(), labels))
+
+
+def test_batches_of_a_step_add_up_whatever_their_counts() -> None:
+    logits = torch.randn(7, 11, generator=torch.Generator().manual_seed(1))
+    labels = torch.arange(7)
+    parts = answer_loss(logits[:2], labels[:2]) / 7 + answer_loss(logits[2:], labels[2:]) / 7
+    assert torch.allclose(parts, torch.nn.functional.cross_entropy(logits, labels))

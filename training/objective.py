@@ -1,0 +1,16 @@
+"""What training minimises."""
+
+# Shapes: L predicted tokens, V vocabulary
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def answer_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of the assistant's tokens, summed, in nats: logits [L, V], labels [L] → scalar, float32.
+
+    A sum, so that the batches of one step can be divided by the step's count of tokens, whatever each has.
+    """
+    return F.cross_entropy(logits.float(), labels, reduction="sum")
