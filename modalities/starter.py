@@ -21,8 +21,8 @@ from okavango.platform.errors import ConflictError
 NAME = "starter"
 IMAGE_TOKENS = 16
 HEAD_HIDDEN = 1024
-# timm resamples the 37 × 37 positions to 16 × 16 with antialiasing, the package's own network without. Features
-# differ by a tenth of their norm; the nearest neighbours of drawings are as good either way.
+# timm resamples the 37 × 37 positions to 16 × 16 with antialiasing, the package's own network without.
+# Features differ by a tenth of their norm; the nearest neighbours of drawings are as good either way.
 _TOWER = {
     "embed_dim": 384,
     "vision_cfg": {
