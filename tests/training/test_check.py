@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from okavango.modalities import image
+from okavango.modalities.base import Base
 from okavango.modalities.content import Limits, Message
 from okavango.platform.errors import DataError, PromptError
-from okavango.training.check import Measure, check_dataset
+from okavango.training.check import Measure, check_dataset, measure_of
 from okavango.training.dataset import open_dataset
 from okavango.training.rows import row_bytes
 
@@ -323,6 +324,26 @@ def test_rows_over_a_base_context_are_faults(folder: Path) -> None:
     assert "the template refuses this" in found[1][2]
     counts = check_dataset(folder / "data.jsonl", measure=Measure(words, context=4)).counts
     assert (counts.tokens, counts.longest) == (3 + 5 + 4, 5)
+
+
+def test_a_base_counts_a_row_as_it_renders_it(folder: Path, tiny_base: Base) -> None:
+    rows = [line(turn([picture("dog.png"), {"type": "text", "text": "?"}])), line(turn("?"))]
+    measure = measure_of(tiny_base)
+    assert measure.context == tiny_base.decoder.context
+    assert findings(folder, *rows, measure=measure) == []
+    alone = check_dataset(open_rows(folder, rows[1]), measure=measure).counts.tokens
+    both = check_dataset(open_rows(folder, *rows), measure=measure).counts
+    assert both.tokens - alone == both.longest == alone + tiny_base.heads["image"].spec.tokens
+    long = line(turn("?", "x" * tiny_base.decoder.context))
+    report = check_dataset(open_rows(folder, rows[1], long), measure=measure)
+    assert [fault.line for fault in report.faults] == [2]
+    assert f"over the base's context of {tiny_base.decoder.context:,}" in report.faults[0].text
+
+
+def open_rows(folder: Path, *rows: bytes) -> Path:
+    path = folder / "rows.jsonl"
+    path.write_bytes(b"\n".join(rows))
+    return path
 
 
 def test_findings_do_nothing_to_a_terminal(folder: Path) -> None:
