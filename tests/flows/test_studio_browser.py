@@ -119,6 +119,15 @@ def add_picture(page: Page, data: bytes, name: str = "picture.png") -> None:
     expect(page.locator("#okv-composer .thumbnail-item")).to_be_visible()
 
 
+def set_max_tokens(page: Page, count: int) -> None:
+    page.click("text=Sampling")
+    slider = page.get_by_label("range slider for Max tokens")
+    expect(slider).to_have_value("256")
+    page.get_by_label("number input for Max tokens").fill(str(count))
+    page.get_by_label("number input for Max tokens").press("Tab")
+    expect(slider).to_have_value(str(count))
+
+
 def ask(page: Page, question: str) -> None:
     page.fill("#okv-composer textarea", question)
     page.press("#okv-composer textarea", "Enter")
@@ -190,9 +199,7 @@ def test_an_adapter_answers_about_a_picture(studio: RunningServer, page: Page) -
 
 def test_a_conversation_goes_on_until_it_is_cleared(studio: RunningServer, page: Page) -> None:
     choose(page, "tiny")
-    page.click("text=Sampling")
-    page.fill("#okv-sampling input[aria-label^='number input for Max tokens']", "24")
-    page.press("#okv-sampling input[aria-label^='number input for Max tokens']", "Enter")
+    set_max_tokens(page, 24)
     ask(page, "One")
     [first] = answers(page)
     assert first == from_engine(studio, [question("One")], tokens=24)
