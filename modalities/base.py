@@ -44,9 +44,10 @@ class EncoderSpec:
     """An open_clip model in a local directory.
 
     Attributes:
-        width: C, channels of a feature.
+        width: C, channels of a feature: of all `layers` together.
         grid: rows and columns of the feature map at `image_size` pixels.
-        digest: over the directory, preprocessing included.
+        digest: over the directory, preprocessing included, the image size and the layers.
+        layers: blocks whose features are joined, counted from the end: -1 is the last.
     """
 
     path: Path
@@ -54,6 +55,7 @@ class EncoderSpec:
     image_size: int
     width: int
     grid: tuple[int, int]
+    layers: tuple[int, ...] = (-1,)
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,8 @@ def verify_base(base: Base) -> None:
         IntegrityError: a component is not what base.toml says.
     """
     found = {"decoder": tree_digest(base.decoder.path)}
-    found |= {f"encoders.{name}": tree_digest(encoder.path) for name, encoder in base.encoders.items()}
+    for name, encoder in base.encoders.items():
+        found[f"encoders.{name}"] = encoder_digest(encoder.path, encoder.image_size, encoder.layers)
     found |= {f"projectors.{name}": head_digest(head.path, head.spec) for name, head in base.heads.items()}
     for component, digest in found.items():
         if digest != base.components[component]:
@@ -152,6 +155,11 @@ def verify_base(base: Base) -> None:
 
 def tree_digest(folder: Path) -> str:
     return digest_of(folder_sha256(folder))
+
+
+def encoder_digest(folder: Path, image_size: int, layers: tuple[int, ...]) -> str:
+    """Over all that decides what an encoder makes of a picture."""
+    return digest_of({"files": folder_sha256(folder), "image_size": image_size, "layers": list(layers)})
 
 
 def head_digest(path: Path, spec: HeadSpec) -> str:
@@ -207,7 +215,14 @@ def _base(folder: Path, raw: dict[str, Any]) -> Base:
 
 def _encoder(folder: Path, raw: dict[str, Any]) -> EncoderSpec:
     rows, columns = raw["grid"]
-    return EncoderSpec(folder / raw["path"], raw["digest"], raw["image_size"], raw["width"], (rows, columns))
+    return EncoderSpec(
+        folder / raw["path"],
+        raw["digest"],
+        raw["image_size"],
+        raw["width"],
+        (rows, columns),
+        tuple(raw["layers"]),
+    )
 
 
 def _head(folder: Path, raw: dict[str, Any]) -> DefaultHead:

@@ -157,6 +157,7 @@ def _encoder(encoder: EncoderSpec, folder: Path) -> dict[str, Any]:
         "path": _relative(encoder.path, folder),
         "digest": encoder.digest,
         "image_size": encoder.image_size,
+        "layers": list(encoder.layers),
         "width": encoder.width,
         "grid": list(encoder.grid),
     }

@@ -87,7 +87,7 @@ class ImageEncoder:
         """RGB pictures → features [B, N, C], float32 on the CPU, row by row of the feature map."""
         at = next(self._visual.parameters())
         pixels = torch.stack([self._preprocess(image) for image in images]).to(at.device, at.dtype)
-        maps = feature_maps(self._visual, pixels)
+        maps = feature_maps(self._visual, pixels, self.spec.layers)
         found = (*maps.shape[2:], maps.shape[1])
         if found != (*self.spec.grid, self.spec.width):
             raise ConfigError(
@@ -117,18 +117,24 @@ def load_tower(folder: Path, image_size: int) -> tuple[nn.Module, Callable[[Imag
     return model.visual.eval().requires_grad_(False), preprocess
 
 
-def feature_maps(visual: nn.Module, pixels: Tensor) -> Tensor:
-    """The last block's features [B, C, H, W] of an open_clip tower, through the final norm where it fits.
+def feature_maps(visual: nn.Module, pixels: Tensor, layers: tuple[int, ...]) -> Tensor:
+    """Features [B, C, H, W] of an open_clip tower's blocks, joined, through the final norm where it fits.
 
     With attention pooling the final norm belongs to the pooled vector, not to the patches.
+
+    Raises:
+        ConfigError: the tower has no such block, or the blocks' feature maps differ in size.
     """
-    output = visual.forward_intermediates(  # type: ignore[operator]
-        pixels,
-        indices=1,
-        normalize_intermediates=getattr(visual, "attn_pool", None) is None,
-        intermediates_only=True,
-    )
-    return output["image_intermediates"][-1]
+    try:
+        output = visual.forward_intermediates(  # type: ignore[operator]
+            pixels,
+            indices=list(layers),
+            normalize_intermediates=getattr(visual, "attn_pool", None) is None,
+            intermediates_only=True,
+        )
+        return torch.cat(output["image_intermediates"], dim=1)
+    except (AssertionError, IndexError, RuntimeError) as error:
+        raise ConfigError(f"the encoder's blocks {list(layers)} cannot be joined: {error}") from error
 
 
 def _open(data: bytes) -> Image.Image:

@@ -35,6 +35,7 @@ def base_fields(base: Base) -> Iterator[tuple[str, str]]:
     for name, encoder in base.encoders.items():
         yield f"encoders.{name}.path", str(encoder.path)
         yield f"encoders.{name}.image_size", f"{encoder.image_size} pixels"
+        yield f"encoders.{name}.layers", ", ".join(str(layer) for layer in encoder.layers)
         yield f"encoders.{name}.features", f"{encoder.grid[0]} × {encoder.grid[1]} of width {encoder.width}"
         yield f"encoders.{name}.digest", encoder.digest
     for name, head in base.heads.items():

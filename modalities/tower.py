@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from okavango.modalities.base import EncoderSpec, tree_digest
+from okavango.modalities.base import EncoderSpec, encoder_digest
 from okavango.modalities.image import UNUSABLE, feature_maps, load_tower
 from okavango.platform.errors import BindError, ConfigError, UnsupportedError
 
@@ -87,7 +87,7 @@ def import_tower(folder: Path, name: str, weights: str | None = None) -> None:
     write_tower(folder, config, preprocess, model.visual.state_dict())
 
 
-def measure_tower(folder: Path) -> EncoderSpec:
+def measure_tower(folder: Path, layers: tuple[int, ...] = (-1,)) -> EncoderSpec:
     """The spec of the tower in an open_clip directory, by one forward pass of a blank picture.
 
     Raises:
@@ -97,9 +97,10 @@ def measure_tower(folder: Path) -> EncoderSpec:
     size = _image_size(folder)
     visual, _ = load_tower(folder, size)
     with torch.no_grad():
-        maps = feature_maps(visual, torch.zeros(1, 3, size, size))
+        maps = feature_maps(visual, torch.zeros(1, 3, size, size), layers)
     _, width, rows, columns = maps.shape
-    return EncoderSpec(folder, tree_digest(folder), size, width, (rows, columns))
+    digest = encoder_digest(folder, size, layers)
+    return EncoderSpec(folder, digest, size, width, (rows, columns), layers)
 
 
 def _check_names(name: str, weights: str | None) -> None:

@@ -142,5 +142,5 @@ def test_pictures_reach_the_decoder_as_loud_as_its_own_embeddings(base: Base) ->
     shape = DecoderShape.of(load_decoder(base, torch.float32))
     assert (head.spec.tokens, head.spec.grid, head.spec.hidden) == (16, (16, 16), 1024)
     assert not head.trained
-    embeddings = load_head(head)(pool(torch.randn(4, 256, 384), head.spec))
+    embeddings = load_head(head)(pool(torch.randn(4, 256, head.spec.in_width), head.spec))
     assert embeddings.std().item() == pytest.approx(shape.embedding_std, rel=0.1)

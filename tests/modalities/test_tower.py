@@ -6,7 +6,9 @@ import torch
 from PIL import Image
 
 from okavango.modalities.base import Base, EncoderSpec
-from okavango.modalities.image import ImageEncoder, load_tower
+from okavango.modalities.image import ImageEncoder, decode_image, load_tower
+from okavango.modalities.tiny import write_tiny_base
+from okavango.modalities.tiny_bundle import picture_bytes
 from okavango.modalities.tower import CONFIG_FILE, import_tower, measure_tower, write_tower
 from okavango.platform.errors import BindError, ConfigError, UnsupportedError
 
@@ -126,3 +128,22 @@ def test_loading_a_tower_leaves_the_global_random_state_alone(tiny_base: Base) -
     torch.manual_seed(5)
     ImageEncoder.load(tiny_base.encoders["image"])
     assert torch.equal(torch.rand(2), expected)
+
+
+def test_features_of_several_blocks_are_joined_and_change_the_digest(tmp_path: Path) -> None:
+    base = write_tiny_base(tmp_path / "tiny")
+    one = base.encoders["image"]
+    both = measure_tower(one.path, (-2, -1))
+    assert (both.width, both.grid) == (2 * one.width, one.grid)
+    assert both.digest != one.digest
+    picture = [decode_image(picture_bytes(3))]
+    joined = ImageEncoder.load(both).encode(picture)
+    last = ImageEncoder.load(one).encode(picture)
+    assert torch.equal(joined[..., one.width :], last)
+    assert not torch.allclose(joined[..., : one.width], last)
+
+
+def test_a_block_that_is_not_there_is_a_clear_error(tmp_path: Path) -> None:
+    base = write_tiny_base(tmp_path / "tiny")
+    with pytest.raises(ConfigError, match="cannot be joined"):
+        measure_tower(base.encoders["image"].path, (-9,))
