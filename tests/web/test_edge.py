@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from server_fixtures import RunningServer, user
+from server_fixtures import RunningServer, user, wait_until
 
 GREEDY: dict[str, Any] = {
     "model": "tiny",
@@ -85,7 +85,12 @@ def test_the_log_has_a_line_a_call_and_one_an_answer(
     caplog.set_level(logging.INFO, "okavango.web")
     answer = server.client().chat.completions.create(**{**GREEDY, "model": "r4"})
     server.get("/healthz")
-    lines = [record.getMessage() for record in caplog.records if record.name.startswith("okavango.web")]
+
+    def found() -> list[str]:
+        return [record.getMessage() for record in caplog.records if record.name.startswith("okavango.web")]
+
+    wait_until(lambda: len(found()) >= 2)
+    lines = found()
     assert len(lines) == 2
     digest = answer.okavango["adapter_digest"][:12]  # type: ignore[attr-defined]
     assert lines[0].startswith(f"{answer.id} for local: r4@1 {digest} answered with 40 tokens to ")

@@ -223,7 +223,11 @@ def test_waiting_is_bounded_and_ends_with_the_server(
         waiting = asyncio.create_task(bench.verifier.verified(versions[1], timeout=10))
         await asyncio.sleep(0.05)
         stopping = asyncio.create_task(asyncio.to_thread(bench.verifier.stop))
-        await asyncio.sleep(0.05)
+        message = ""
+        while "stopping" not in message:
+            with pytest.raises(NotReadyError) as caught:
+                await bench.verifier.verified(versions[2], timeout=0.01)
+            message = str(caught.value)
         gate.open = True
         await stopping
         await waiting
