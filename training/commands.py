@@ -77,13 +77,21 @@ def _lines(report: Report) -> Iterator[str]:
     yield from (f"{warning} (warning)" for warning in report.warnings)
     if len(report.warnings) < counts.warnings:
         yield f"… and {counts.warnings - len(report.warnings):,} more warnings"
-    held = f"{counts.rows:,} rows, {counts.messages:,} messages, {counts.media:,} media"
+    held = f"{_number(counts.rows, 'row')}, {_number(counts.messages, 'message')}, {counts.media:,} media"
     if counts.media:
         held += f" ({counts.distinct_media:,} distinct, {counts.media_bytes / 1e6:.1f} MB)"
     if counts.tokens:
         held += f", {counts.tokens:,} tokens, {counts.longest:,} in the longest row"
-    verdict = f"{counts.faults:,} faults in {counts.faulty_rows:,} rows" if counts.faults else "no faults"
-    yield f"{report.path}: {held}: {verdict}" + (f", {counts.warnings:,} warnings" * bool(counts.warnings))
+    verdict = "no faults" if report.ok else _number(counts.faults, "fault")
+    if counts.faulty_rows:
+        verdict += f" in {_number(counts.faulty_rows, 'row')}"
+    if counts.warnings:
+        verdict += f", {_number(counts.warnings, 'warning')}"
+    yield f"{report.path}: {held}: {verdict}"
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def _measure(name: str) -> Measure:
@@ -106,3 +114,51 @@ def _bar(stage: str, total: int, *, shown: bool = True) -> Iterator[Callable[[in
     ) as progress:
         task = progress.add_task(stage, total=total)
         yield lambda done: progress.update(task, completed=done)
+
+
+def train(
+    base: str | None = typer.Option(None, help="The base to train over: a name, or a base's folder."),
+    data: Path | None = typer.Option(None, help="JSONL to learn from; `okavango data check` looks at it."),
+    held_out: Path | None = typer.Option(None, "--eval", help="JSONL to score answers on, never learned."),
+    name: str | None = typer.Option(None, help="The adapter that gets a new version."),
+    steps: int | None = typer.Option(None, help="Optimiser steps."),
+    epochs: float | None = typer.Option(None, help="Times over the data, in place of steps."),
+    batch_size: int | None = typer.Option(None, help="Rows that are computed at a time."),
+    lr: float | None = typer.Option(None, help="Learning rate of the LoRA factors."),
+    head_lr: float | None = typer.Option(None, help="Learning rate of the projection head."),
+    rank: int | None = typer.Option(None, help="LoRA's rank."),
+    alpha: int | None = typer.Option(None, help="LoRA's alpha; the update is scaled by alpha / rank."),
+    dropout: float | None = typer.Option(None, help="Dropout before the LoRA factors."),
+    target: list[str] | None = typer.Option(
+        None, help="A layer to adapt, by name or its ending (q_proj); repeatable. All linear ones if not set."
+    ),
+    seed: int | None = typer.Option(None, help="The same seed gives the same adapter."),
+    precision: str | None = typer.Option(None, help="Of the frozen decoder: auto, bf16 or float32."),
+    system: str | None = typer.Option(None, help="System prompt of rows without one; goes into the bundle."),
+    no_head: bool = typer.Option(False, "--no-head", help="Leave the base's projection head as it is."),
+    config: Path | None = typer.Option(None, help="A TOML file with these and more settings; flags win."),
+    resume: str | None = typer.Option(None, help="Go on with this job: interrupted, or its worker died."),
+) -> None:
+    """Train an adapter and register it as a version. Ctrl-C leaves a checkpoint to resume from."""
+    from okavango.training.foreground import start
+
+    flags = {
+        "base": base,
+        "data": data,
+        "eval": held_out,
+        "name": name,
+        "steps": steps,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "lr": lr,
+        "head.lr": head_lr,
+        "lora.r": rank,
+        "lora.alpha": alpha,
+        "lora.dropout": dropout,
+        "lora.targets": target or None,
+        "seed": seed,
+        "precision": precision,
+        "system": system,
+        "head.train": False if no_head else None,
+    }
+    raise typer.Exit(start(load_settings(), config, flags, resume))

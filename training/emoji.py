@@ -204,7 +204,7 @@ def _found(folder: Path, choice: Choice) -> Written | None:
     """
     if not folder.exists() or (folder / _UNFINISHED).exists() or not any(folder.iterdir()):
         return None
-    remedy = "name another folder, or replace it with --force"
+    remedy = "name another folder, or write over it with --force, which leaves other files"
     try:
         record = json.loads((folder / RECORD).read_text())
         same = record["choice"] == asdict(choice)
