@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing, contextmanager
 from typing import Any
 
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import JSONResponse, Response
 
 from okavango.platform.errors import OkavangoError
+from okavango.platform.telemetry import Metrics
 from okavango.serving.types import Event
 from okavango.web.answering import Question, answer
 from okavango.web.api.body import read_body
@@ -29,18 +30,31 @@ _BODY = {"content": {"application/json": {"schema": ChatRequest.model_json_schem
 async def create_chat_completion(request: Request, services: Services = Depends(get_services)) -> Response:
     """Answer a conversation, whole or as server-sent events, as OpenAI's API does."""
     options = services.options
-    raw = await read_body(request, options.body_bytes, options.body_seconds)
+    with _counted_refusals(services.metrics):
+        raw = await read_body(request, options.body_bytes, options.body_seconds)
     return await while_connected(request.receive, _respond(request, raw, services))
 
 
 async def _respond(request: Request, raw: bytes, services: Services) -> Response:
-    chat = await asyncio.to_thread(parse_chat, raw, services.options.media)
-    shape = Answer(chat.model, await services.models.resolve(chat.model))
+    with _counted_refusals(services.metrics):
+        chat = await asyncio.to_thread(parse_chat, raw, services.options.media)
+        shape = Answer(chat.model, await services.models.resolve(chat.model))
     question = Question(shape.id, shape.model, chat.messages, chat.params, request.state.principal)
     events = answer(services.engine, question, services.metrics)
     if chat.stream:
         return await _stream(events, chat, shape, request.state.request_id)
     return await _whole(events, shape)
+
+
+@contextmanager
+def _counted_refusals(metrics: Metrics) -> Iterator[None]:
+    """Counts what never becomes a question; from there on web.answering counts. The name that was asked for
+    is no label: callers could make as many as they like."""
+    try:
+        yield
+    except OkavangoError as error:
+        metrics.count("okavango_requests_total", model="none", status=error.code)
+        raise
 
 
 async def _whole(events: AsyncGenerator[Event, None], shape: Answer) -> Response:

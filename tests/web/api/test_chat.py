@@ -179,3 +179,20 @@ def test_tokens_and_times_are_measured(client: openai.OpenAI, server: RunningSer
     assert answer.usage is not None
     grown = [server.metric(name) - old for name, old in zip(names, before, strict=True)]
     assert grown == [1, answer.usage.prompt_tokens, 12, 1, 1]
+
+
+def test_refusals_are_counted_and_make_no_labels_of_their_own(
+    client: openai.OpenAI, server: RunningServer
+) -> None:
+    samples = [
+        f'okavango_requests_total{{model="none",status="{status}"}}'
+        for status in ("model_not_found", "invalid_request", "unsupported_media_type")
+    ]
+    before = [server.metric(sample) for sample in samples]
+    with pytest.raises(openai.NotFoundError):
+        client.chat.completions.create(model="made-up-name", messages=user("hi"))
+    with pytest.raises(openai.BadRequestError):
+        client.chat.completions.create(model="tiny", messages=user("hi"), temperature=9)
+    httpx.post(f"{server.url}/v1/chat/completions", content=b"x")
+    assert [server.metric(sample) for sample in samples] == [old + 1 for old in before]
+    assert "made-up-name" not in server.get("/metrics").text
