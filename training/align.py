@@ -19,12 +19,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from okavango.modalities.projector import ProjectionHead
-from okavango.training.collate import LoadFeatures, Row
+from okavango.training.collate import Row
+from okavango.training.features import view_key
+from okavango.training.loop import TrainingSet
 from okavango.training.monitor import Monitor
 from okavango.training.spec import AlignSpec
 
-# Their features are all kept in memory: at 16 tokens of 384 channels, half a gigabyte.
-_MOST_PAIRS = 20_000
+# Features that are kept in memory: at 16 tokens of 768 channels, a gigabyte.
+_MOST_FEATURES = 20_000
+_RISE_STEPS = 20
 
 
 @dataclass(frozen=True)
@@ -37,8 +40,7 @@ class Pair:
 
 def align(
     head: ProjectionHead,
-    rows: Sequence[Row],
-    load: LoadFeatures,
+    data: TrainingSet,
     embedding: nn.Module,
     spec: AlignSpec,
     seed: int,
@@ -49,16 +51,18 @@ def align(
     Args:
         embedding: the decoder's token embeddings.
     """
-    pairs = _sample(find_pairs(rows), seed)
+    pairs = _sample(find_pairs(data.rows), seed)
     names = sorted({pair.answer for pair in pairs})
     if spec.steps == 0 or len(names) < 2:
         because = "it is turned off" if pairs and spec.steps == 0 else "all answers about media are alike"
         monitor.say(f"No warm start of the head: {because if pairs else 'the data hold no media'}.")
         return None
-    table = _answer_table(names, embedding).to(next(head.parameters()).device)
+    device = next(head.parameters()).device
+    table, common = (tensor.to(device) for tensor in _answer_table(names, embedding))
     label = {name: i for i, name in enumerate(names)}
-    labels = [label[pair.answer] for pair in pairs]
-    return _fit(head, [pair.media for pair in pairs], labels, table, load, spec, seed, monitor)
+    marks = torch.tensor([label[pair.answer] for pair in pairs], device=device)
+    seen = _views([pair.media for pair in pairs], data).to(device)
+    return _fit(head, seen, marks, table, common, spec, seed, monitor)
 
 
 def find_pairs(rows: Sequence[Row]) -> list[Pair]:
@@ -79,9 +83,9 @@ def info_nce(seen: Tensor, said: Tensor, labels: Tensor, temperature: float) -> 
 
 
 def _sample(pairs: list[Pair], seed: int) -> list[Pair]:
-    if len(pairs) <= _MOST_PAIRS:
+    if len(pairs) <= _MOST_FEATURES:
         return pairs
-    chosen = np.random.default_rng([seed, 0]).choice(len(pairs), _MOST_PAIRS, replace=False)
+    chosen = np.random.default_rng([seed, 0]).choice(len(pairs), _MOST_FEATURES, replace=False)
     return [pairs[i] for i in sorted(chosen)]
 
 
@@ -92,40 +96,54 @@ def _answer_after(row: Row, position: int) -> tuple[int, ...]:
     return tuple(int(token) for token in row.tokens[start : start + max(length - 1, 1)])
 
 
-def _answer_table(names: Sequence[tuple[int, ...]], embedding: nn.Module) -> Tensor:
-    """[answers, D]: mean token embeddings, less what all of them have in common."""
+def _answer_table(names: Sequence[tuple[int, ...]], embedding: nn.Module) -> tuple[Tensor, Tensor]:
+    """[answers, D]: mean token embeddings, less what all of them have in common; and that, [D]."""
     with torch.no_grad():
         device = next(embedding.parameters()).device
         means = [embedding(torch.tensor(name, device=device)).float().mean(0) for name in names]
     table = torch.stack(means)
-    return table - table.mean(0)
+    return table - table.mean(0), table.mean(0)
+
+
+def _views(media: Sequence[str], data: TrainingSet) -> Tensor:
+    """[views, Z, E, C]: as many views as memory is granted for."""
+    views = min(data.views + 1, max(1, _MOST_FEATURES // len(media)))
+    return torch.stack(
+        [torch.stack([data.load(view_key(digest, k)) for digest in media]) for k in range(views)]
+    )
 
 
 def _fit(
     head: ProjectionHead,
-    media: Sequence[str],
-    labels: Sequence[int],
+    features: Tensor,
+    labels: Tensor,
     table: Tensor,
-    load: LoadFeatures,
+    common: Tensor,
     spec: AlignSpec,
     seed: int,
     monitor: Monitor,
 ) -> float:
-    optimizer = torch.optim.AdamW(head.parameters(), lr=spec.lr)
+    optimizer = torch.optim.AdamW(head.parameters(), lr=spec.lr, weight_decay=spec.weight_decay)
     chance = np.random.default_rng([seed, 1])
-    loaded = torch.stack([load(digest) for digest in media]).to(table.device)  # [Z, E, C]
-    marks = torch.tensor(labels, device=table.device)
+    views, pairs = features.shape[:2]
     loss = torch.tensor(math.nan)
     with monitor.bar("warming the head up", spec.steps) as advance:
         for step in range(spec.steps):
-            chosen = torch.from_numpy(chance.permutation(len(media))[: spec.batch_size]).to(table.device)
+            chosen = torch.from_numpy(chance.permutation(pairs)[: spec.batch_size]).to(table.device)
+            which = torch.from_numpy(chance.integers(views, size=len(chosen))).to(table.device)
             for group in optimizer.param_groups:
-                group["lr"] = spec.lr * 0.5 * (1 + math.cos(math.pi * step / spec.steps))
-            seen = head(loaded[chosen]).mean(1)
-            loss = info_nce(seen, table[marks[chosen]], marks[chosen], spec.temperature)
+                group["lr"] = spec.lr * _factor(step, spec.steps)
+            seen = head(features[which, chosen]).mean(1) - common
+            loss = info_nce(seen, table[labels[chosen]], labels[chosen], spec.temperature)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
             advance(loss=loss.item())
             monitor.check()
     return loss.item()
+
+
+def _factor(step: int, steps: int) -> float:
+    """A short linear rise, then half a cosine down."""
+    rise = min(1.0, (step + 1) / _RISE_STEPS)
+    return rise * 0.5 * (1 + math.cos(math.pi * step / steps))

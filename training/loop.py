@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from okavango.platform.errors import ConfigError, UnsupportedError
 from okavango.training.checkpoint import Checkpoint, Checkpoints, restore
 from okavango.training.collate import LoadFeatures, Row, collate
+from okavango.training.features import view_key
 from okavango.training.model import Trainee
 from okavango.training.monitor import Advance, Monitor, Reason, Stopped
 from okavango.training.objective import answer_loss
@@ -27,10 +28,16 @@ _SMOOTHED_STEPS = 10
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """What is trained on: rows, and where the features of their media come from."""
+    """What is trained on: rows, and where the features of their media, and of views of them, come from."""
 
     rows: Sequence[Row]
     load: LoadFeatures
+    views: int = 0
+
+    def load_at(self, step: int, seed: int) -> LoadFeatures:
+        """Features of one view of each medium, drawn by seed and step alone."""
+        chance = random.Random(f"views {seed}/{step}")
+        return lambda digest: self.load(view_key(digest, chance.randrange(self.views + 1)))
 
     def order(self, spec: TrainSpec) -> DataOrder:
         lengths = [row.length for row in self.rows]
@@ -133,9 +140,10 @@ class Loop:
         """One optimiser step; the mean loss of its answers' tokens."""
         tokens = sum(row.answer_tokens for batch in batches for row in batch)
         total = 0.0
+        load = self._data.load_at(self.done, self.spec.seed)
         for rows in batches:
-            batch = collate(rows, self._data.load).to(self._trainee.device)
-            loss = answer_loss(self._trainee(batch), batch.labels) / tokens
+            batch = collate(rows, load).to(self._trainee.device)
+            loss = answer_loss(self._trainee(batch), batch.labels, self.spec.label_smoothing) / tokens
             self._accelerator.backward(loss)
             total += loss.item()
         self._accelerator.clip_grad_norm_(self._parameters.values(), self.spec.clip)

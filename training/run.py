@@ -152,7 +152,9 @@ def _features(
         return _no_features
     head = task.base.heads["image"].spec
     cache = FeatureCache(cache_folder, task.base.encoders["image"], head, dtype)
-    computed = fill_cache(cache, task.datasets, device, monitor)
+    computed = fill_cache(cache, [task.data], device, monitor, task.spec.views)
+    if task.held_out is not None:
+        computed += fill_cache(cache, [task.held_out], device, monitor)
     monitor.say(f"{computed:,} pictures encoded, the others' features were there.")
     return cache.load
 
@@ -179,7 +181,7 @@ def _train(
         task.base, spec.lora, dtype, device, media=task.has_media, trains_head=task.trains_head
     )
     monitor.say(_plan(task, trainee, dtype))
-    data = TrainingSet(task.rows, load)
+    data = TrainingSet(task.rows, load, spec.views)
     watch = _watch(task, trainee, load, monitor) if task.held_out_rows else None
     loop = Loop(trainee, data, spec, task.steps, accelerator, checkpoints, watch)
     if checkpoint is not None:
@@ -187,7 +189,7 @@ def _train(
         monitor.say(f"Going on after step {loop.done}.")
     elif trainee.trains_head:
         assert trainee.head is not None
-        align(trainee.head, task.rows, load, trainee.embedding(), spec.align, spec.seed, monitor)
+        align(trainee.head, data, trainee.embedding(), spec.align, spec.seed, monitor)
     loop.run(monitor)
     return trainee, loop.loss
 

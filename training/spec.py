@@ -64,9 +64,10 @@ class AlignSpec(Section):
         batch_size: pictures a step; each one's answer is told apart from the others'.
     """
 
-    steps: Natural = 300
+    steps: Natural = 600
     batch_size: Annotated[int, Field(ge=2)] = 256
-    lr: Positive = 1e-3
+    lr: Positive = 2e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
     temperature: Positive = 0.07
 
 
@@ -81,6 +82,8 @@ class TrainSpec(Section):
         batch_size: rows that are computed at a time; `accumulation` of them make a step.
         lr: of the LoRA factors; the head has its own.
         warmup: fraction of the steps over which the learning rates rise.
+        label_smoothing: share of each target that is spread over the vocabulary.
+        views: altered views of each picture that are learned beside it (training.views).
         precision: of the frozen decoder; what is trained is float32 always.
         max_length: most tokens of a row; the base's context if not set.
         system: default system prompt, for rows that have none of their own; the bundle brings it along.
@@ -105,6 +108,8 @@ class TrainSpec(Section):
     warmup: Annotated[float, Field(ge=0, le=1)] = 0.05
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     clip: Positive = 1.0
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    views: Natural = 6
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     precision: Literal["auto", "bf16", "float32"] = "auto"
     max_length: Annotated[int | None, Field(ge=2)] = None
@@ -230,6 +235,8 @@ def _faults(error: ValidationError) -> Iterator[str]:
         place = ".".join(str(part) for part in fault["loc"] if part not in ("str", "tuple[str, ...]"))
         if fault["type"] == "extra_forbidden":
             yield f"{place}: unknown key; {_nearest(fault['loc'])}"
+        elif fault["type"] == "missing":
+            yield f"{place}: is missing"
         else:
             text = fault["msg"].removeprefix("Value error, ")
             yield f"{place}: {text}" if place else text

@@ -14,6 +14,7 @@ from okavango.modalities.prompt import Renderer, Span
 from okavango.training.align import align, find_pairs, info_nce
 from okavango.training.collate import Row, render_rows
 from okavango.training.dataset import open_dataset
+from okavango.training.loop import TrainingSet
 from okavango.training.monitor import Monitor
 from okavango.training.spec import AlignSpec
 
@@ -63,7 +64,7 @@ def test_the_head_learns_to_tell_pictures_apart(
     for steps in (1, 80, 80):
         head = load_head(tiny_base.heads["image"]).requires_grad_(True)
         spec = QUICK.model_copy(update={"steps": steps})
-        losses.append(align(head, rows, fake_features, embedding, spec, 0, Monitor()))
+        losses.append(align(head, TrainingSet(rows, fake_features), embedding, spec, 0, Monitor()))
         weights.append(head.up.weight.detach().clone())
     first, last, again = losses
     assert first is not None
@@ -103,6 +104,6 @@ def test_it_steps_aside_where_there_is_nothing_to_learn(
     embedding = load_decoder(tiny_base, torch.float32).get_input_embeddings()
     spec = QUICK.model_copy(update={"steps": steps})
     rendered = render_rows(dataset, tiny_renderer, None, 512)
-    assert align(head, rendered, fake_features, embedding, spec, 0, monitor) is None
+    assert align(head, TrainingSet(rendered, fake_features), embedding, spec, 0, monitor) is None
     assert reason in said[0]
     assert all(torch.equal(before[name], tensor) for name, tensor in head.state_dict().items())
