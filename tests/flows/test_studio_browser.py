@@ -390,6 +390,18 @@ def test_who_leaves_stops_the_answer(slow: RunningServer, open_page: Visits, lea
     open_page.complaints.clear()  # Gradio's script notes that the page was left while it listened
 
 
+def test_a_cleared_conversation_does_not_come_back(slow: RunningServer, open_page: Visits) -> None:
+    page = open_page(slow.url)
+    ask(page, "Count to a million")
+    expect(page.locator("#okv-conversation .bot")).to_be_visible()
+    page.click("#okv-clear")
+    wait_until(lambda: slow.services.engine.stats().kv_blocks_used == 0)
+    ask(page, "And now?")
+    page.click("#okv-composer .stop-button")
+    expect(page.locator("#okv-conversation .user")).to_have_count(1)
+    expect(page.locator("#okv-conversation .user")).to_have_text("And now?")
+
+
 def test_no_adapter_yet(slow: RunningServer, open_page: Visits) -> None:
     page = open_page(slow.url)
     expect(page.locator("#okv-model input")).to_have_value("tiny")
@@ -423,6 +435,13 @@ def test_with_keys_the_browser_signs_in(
         answers(page)
     [line] = [record.getMessage() for record in caplog.records if record.name == "okavango.web.answers"]
     assert "for key-" in line
+
+
+def test_nothing_but_uploads_is_served_and_nothing_is_offered_to_programs(studio: RunningServer) -> None:
+    for path in (Path(__file__), studio.site.settings.home / "catalog.db", Path("/etc/hostname")):
+        assert studio.get(f"/studio/gradio_api/file={path}").status_code == 403
+    info = studio.get("/studio/gradio_api/info").json()
+    assert info == {"named_endpoints": {}, "unnamed_endpoints": {}}
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

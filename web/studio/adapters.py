@@ -13,6 +13,7 @@ from okavango.platform.catalog.states import SERVABLE
 from okavango.platform.errors import OkavangoError
 from okavango.web.services import Services
 from okavango.web.studio import tables
+from okavango.web.studio.events import DIRECT, QUEUED
 from okavango.web.studio.wording import explain
 
 POLL_SECONDS = 3.0
@@ -48,22 +49,20 @@ class AdaptersPage:
         self._listen(tab)
 
     def _listen(self, tab: gr.Tab) -> None:
-        silent: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-        quiet = silent | {"queue": False}
         shown = [self.selected, self.table, self.details, self.promote]
         asking = [self.confirmation, self.question]
-        tab.select(lambda: gr.Timer(active=True), None, [self.timer], **quiet)
+        tab.select(lambda: gr.Timer(active=True), None, [self.timer], **DIRECT)
         for event in (tab.select, self.timer.tick):
-            event(self._show, [self.selected], shown, **quiet)
-        self.table.select(self._choose, None, [*shown, self.confirmation], **quiet)
-        self.promote.click(self._ask, [self.selected], asking, **quiet)
-        self.cancel.click(_close, None, [self.confirmation], **quiet)
+            event(self._show, [self.selected], shown, **DIRECT)
+        self.table.select(self._choose, None, [*shown, self.confirmation], **DIRECT)
+        self.promote.click(self._ask, [self.selected], asking, **DIRECT)
+        self.cancel.click(_close, None, [self.confirmation], **DIRECT)
         # Through the queue, for no other way leads a message to the page.
-        self.confirm.click(self._move, [self.selected], [*shown, self.confirmation], **silent)
+        self.confirm.click(self._move, [self.selected], [*shown, self.confirmation], **QUEUED)
 
     def rest(self, other: gr.Tab) -> None:
         """Ask the catalog for news no more while another tab is looked at."""
-        other.select(lambda: gr.Timer(active=False), None, [self.timer], show_progress="hidden", queue=False)
+        other.select(lambda: gr.Timer(active=False), None, [self.timer], **DIRECT)
 
     def _show(self, selected: str) -> tuple[Update, ...]:
         """Also the timer's: what has not changed is not sent, by gr.HTML itself."""

@@ -16,6 +16,7 @@ from okavango.web.studio import picker
 from okavango.web.studio.asking import Asking
 from okavango.web.studio.bubbles import bubbles
 from okavango.web.studio.conversation import Conversation, Turn, completed
+from okavango.web.studio.events import DIRECT, QUEUED
 from okavango.web.studio.wording import explain
 
 WELCOME = """
@@ -25,6 +26,9 @@ Add a picture with the clip, paste one, or drop it here.
 MAX_TOKENS = 256
 
 Update = Any
+Shown = tuple[Update, Update, Update]
+"""What becomes of the conversation on the page, the turns behind it, and the composer."""
+_UNCHANGED: Shown = (gr.skip(), gr.skip(), gr.skip())
 
 
 class ChatPage:
@@ -42,10 +46,9 @@ class ChatPage:
 
     def follow(self, page: gr.Blocks, tab: gr.Tab) -> None:
         """Listen to the page that opens and closes, and to the tab that is looked at again."""
-        quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "queue": False}
-        page.load(self._open, None, [self.model, self.card], **quiet)
-        page.unload(self._leave)
-        tab.select(self._refresh, [self.model], [self.model, self.card], **quiet)
+        page.load(self._open, None, [self.model, self.card], **DIRECT)
+        page.unload(self._stop)
+        tab.select(self._refresh, [self.model], [self.model, self.card], **DIRECT)
 
     def _build_side(self) -> None:
         with gr.Row(elem_classes="okv-picker"):
@@ -105,25 +108,24 @@ class ChatPage:
         )
 
     def _listen(self) -> None:
-        quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         settings = [self.model, self.temperature, self.max_tokens, self.seed, self.is_single]
         shown = [self.chatbot, self.turns, self.composer]
         self.composer.submit(
-            self._ask, [self.composer, self.turns, *settings], shown, concurrency_limit=None, **quiet
+            self._ask, [self.composer, self.turns, *settings], shown, concurrency_limit=None, **QUEUED
         )
-        self.chatbot.retry(self._ask_again, [self.turns, *settings], shown, concurrency_limit=None, **quiet)
-        self.composer.stop(self._stop, queue=False, **quiet)
-        self.clear.click(self._clear, None, shown, queue=False, **quiet)
-        self.refresh.click(self._refresh, [self.model], [self.model, self.card], queue=False, **quiet)
-        self.model.focus(self._refresh, [self.model], [self.model, self.card], queue=False, **quiet)
-        self.model.change(self._card, [self.model], [self.card], queue=False, **quiet)
+        self.chatbot.retry(self._ask_again, [self.turns, *settings], shown, concurrency_limit=None, **QUEUED)
+        self.composer.stop(self._stop, **DIRECT)
+        self.clear.click(self._clear, None, shown, **DIRECT)
+        self.refresh.click(self._refresh, [self.model], [self.model, self.card], **DIRECT)
+        self.model.focus(self._refresh, [self.model], [self.model, self.card], **DIRECT)
+        self.model.change(self._card, [self.model], [self.card], **DIRECT)
 
     async def _ask(
         self, request: gr.Request, composed: dict[str, Any], turns: Conversation, *settings: Any
-    ) -> AsyncGenerator[tuple[Update, Update, Update], None]:
+    ) -> AsyncGenerator[Shown, None]:
         turn = Turn(composed["text"].strip(), tuple(composed["files"]))
         if not turn.question and not turn.pictures:
-            yield gr.skip(), gr.skip(), gr.skip()
+            yield _UNCHANGED
             return
         async with aclosing(self._answer(turn, completed(turns), settings, request)) as updates:
             async for update in updates:
@@ -131,9 +133,9 @@ class ChatPage:
 
     async def _ask_again(
         self, request: gr.Request, turns: Conversation, *settings: Any
-    ) -> AsyncGenerator[tuple[Update, Update, Update], None]:
+    ) -> AsyncGenerator[Shown, None]:
         if not turns:  # the server was started anew since the page was opened
-            yield gr.skip(), gr.skip(), gr.skip()
+            yield _UNCHANGED
             return
         turn = Turn(turns[-1].question, turns[-1].pictures)
         async with aclosing(self._answer(turn, completed(turns[:-1]), settings, request)) as updates:
@@ -142,51 +144,59 @@ class ChatPage:
 
     async def _answer(
         self, turn: Turn, before: Conversation, settings: tuple[Any, ...], request: gr.Request
-    ) -> AsyncGenerator[tuple[Update, Update, Update], None]:
-        model, temperature, max_tokens, seed, is_single = settings
-        yield bubbles((*before, turn)), (*before, turn), _busy()
+    ) -> AsyncGenerator[Shown, None]:
+        model, *sampling, is_single = settings
+        session = str(request.session_hash)
+        if session in self._asking:
+            gr.Info("One question at a time: stop the answer that comes in, or wait for it.")
+            yield _UNCHANGED
+            return
         try:
-            params = SamplingParams(int(max_tokens), temperature=temperature, seed=read_seed(seed))
+            params = read_params(*sampling)
         except InputError as error:
-            turn = replace(turn, fault=explain(error, ""))
-            yield bubbles((*before, turn)), (*before, turn), _ready(turn)
+            yield _shown((*before, turn := replace(turn, fault=explain(error, ""))), _ready(turn))
             return
         asked = (turn,) if is_single else (*before, turn)
         asking = Asking(self._services, model or "", asked, params, _principal(request))
-        session = str(request.session_hash)
         self._asking[session] = asking
         try:
+            yield _shown((*before, turn), _busy())
             async with aclosing(asking.looks()) as looks:
                 async for turn in looks:
+                    if self._asking.get(session) is not asking:
+                        return  # the conversation was cleared
                     yield bubbles((*before, turn)), gr.skip(), gr.skip()
+            yield gr.skip(), (*before, turn), _ready(turn)
         finally:
+            asking.stop()
             if self._asking.get(session) is asking:
                 del self._asking[session]
-        yield gr.skip(), (*before, turn), _ready(turn)
 
     async def _stop(self, request: gr.Request) -> None:
         asking = self._asking.get(str(request.session_hash))
         if asking is not None:
             asking.stop()
 
-    async def _leave(self, request: gr.Request) -> None:
-        await self._stop(request)
-
-    async def _clear(self, request: gr.Request) -> tuple[Update, Update, Update]:
-        await self._stop(request)
-        return [], (), gr.update(value=None)
+    async def _clear(self, request: gr.Request) -> Shown:
+        asking = self._asking.pop(str(request.session_hash), None)
+        if asking is not None:
+            asking.stop()
+        return [], (), gr.update(value=None, submit_btn=True, stop_btn=False)
 
     def _open(self) -> tuple[Update, Update]:
         chosen = picker.first_choice(self._services)
-        return gr.update(choices=picker.names(self._services), value=chosen), picker.card(
-            self._services, chosen
-        )
+        card = picker.card(self._services, chosen)
+        return gr.update(choices=picker.names(self._services), value=chosen), card
 
     def _refresh(self, chosen: str | None) -> tuple[Update, Update]:
         return gr.update(choices=picker.names(self._services)), picker.card(self._services, chosen)
 
     def _card(self, chosen: str | None) -> str:
         return picker.card(self._services, chosen)
+
+
+def _shown(turns: Conversation, composer: Update) -> Shown:
+    return bubbles(turns), turns, composer
 
 
 def _busy() -> Update:
@@ -201,21 +211,16 @@ def _ready(turn: Turn) -> Update:
     return gr.update(value=asked, submit_btn=True, stop_btn=False)
 
 
-def read_seed(text: str) -> int | None:
-    """What is in the field for the seed; None where it is empty.
+def read_params(temperature: float, max_tokens: float, seed: str) -> SamplingParams:
+    """What the fields under Sampling say. An empty seed means a new one each time.
 
     Raises:
-        InputError: not a whole number, or one that no generator takes.
+        InputError: the seed is not a whole number, or one that no generator takes.
     """
-    if not text.strip():
-        return None
-    try:
-        seed = int(text)
-    except ValueError:
-        seed = -1
-    if not 0 <= seed < 2**63:
-        raise InputError(f"the seed is {text.strip()!r}, not a whole number from 0 to 2⁶³ - 1", where="seed")
-    return seed
+    drawn = not seed.strip()
+    if not drawn and not (seed.strip().isdecimal() and int(seed) < 2**63):
+        raise InputError(f"the seed is {seed.strip()!r}, not a whole number from 0 to 2⁶³ - 1", where="seed")
+    return SamplingParams(int(max_tokens), temperature=temperature, seed=None if drawn else int(seed))
 
 
 def _principal(request: gr.Request) -> str:
