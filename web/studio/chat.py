@@ -45,9 +45,8 @@ class ChatPage:
         self._listen()
 
     def follow(self, page: gr.Blocks, tab: gr.Tab) -> None:
-        """Listen to the page that opens and closes, and to the tab that is looked at again."""
+        """Listen to the page that opens, and to the tab that is looked at again."""
         page.load(self._open, None, [self.model, self.card], **DIRECT)
-        page.unload(self._stop)
         tab.select(self._refresh, [self.model], [self.model, self.card], **DIRECT)
 
     def _build_side(self) -> None:
@@ -167,7 +166,7 @@ class ChatPage:
                         return  # the conversation was cleared
                     yield bubbles((*before, turn)), gr.skip(), gr.skip()
             yield gr.skip(), (*before, turn), _ready(turn)
-        finally:
+        finally:  # also where the page is gone: Gradio closes this generator then
             asking.stop()
             if self._asking.get(session) is asking:
                 del self._asking[session]
