@@ -2,6 +2,9 @@
 
 submit ─▶ prepare (its own threads: adapter → host, media → features → embeddings) ─▶ inbox
 inbox ─▶ the step thread: EngineCore.step() until nothing is left ─▶ sinks
+
+A request is a ticket from `submit` to its last event. Tickets, inbox and whether the engine is closed are
+guarded by one lock, `_wake`; a ticket that is no longer registered is out of the game, whoever still has it.
 """
 
 from __future__ import annotations
@@ -17,86 +20,29 @@ from dataclasses import dataclass
 import torch
 
 from okavango.modalities.base import Base, load_tokenizer
-from okavango.modalities.precision import resolve_dtype
 from okavango.modalities.prompt import Renderer
 from okavango.platform.errors import (
     BusyError,
-    ConfigError,
     ContextLengthError,
     NotReadyError,
     OkavangoError,
-    UnsupportedError,
 )
 from okavango.platform.telemetry import Metrics, NullMetrics
-from okavango.serving.adapters.loading import NO_LORA, Adapter, HostCache, load_adapter
+from okavango.serving.adapters.loading import Adapter, HostCache, load_adapter
 from okavango.serving.core import EngineCore
 from okavango.serving.media import FeatureCache, MediaRuntime
-from okavango.serving.runner import Runner, RunnerOptions
-from okavango.serving.sampler import make_rng
-from okavango.serving.scheduler import RETRY_AFTER_SECONDS, Limits
+from okavango.serving.options import EngineOptions as EngineOptions
+from okavango.serving.options import EngineStats
+from okavango.serving.preparation import Preparation
+from okavango.serving.runner import Runner
+from okavango.serving.scheduler import Limits
 from okavango.serving.sequence import Sequence
-from okavango.serving.stream import TextStream
-from okavango.serving.types import AdapterRef, AdapterSource, Event, FinishReason, Request
+from okavango.serving.types import AdapterSource, Event, FinishReason, Request
 
 log = logging.getLogger(__name__)
 
 Sink = Callable[[Event], None]
-GIB = 1 << 30
-
-
-@dataclass(frozen=True)
-class EngineOptions:
-    """How one engine runs.
-
-    Attributes:
-        dtype: auto, bfloat16 or float32.
-        max_sequences: sequences in one step.
-        max_step_tokens: tokens in one step; prompts are computed in chunks that fit.
-        max_waiting: requests that may wait; one more is refused.
-        block_size: token positions a KV block.
-        kv_bytes: memory for keys and values; on a CPU it is taken only as it is used.
-        slots: adapters in one step.
-        max_rank: the highest LoRA rank that is served.
-        host_cache_bytes: adapters kept in host memory.
-        feature_cache_bytes: encoder outputs kept.
-        threads: torch's threads; None leaves them as they are.
-    """
-
-    dtype: str = "auto"
-    device: str = "cpu"
-    max_sequences: int = 32
-    max_step_tokens: int = 512
-    max_waiting: int = 256
-    block_size: int = 16
-    kv_bytes: int = 4 * GIB
-    slots: int = 8
-    max_rank: int = 64
-    host_cache_bytes: int = 2 * GIB
-    feature_cache_bytes: int = GIB // 4
-    threads: int | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("max_sequences", "max_waiting", "block_size", "kv_bytes", "slots", "max_rank"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"must be at least 1, not {getattr(self, name)}", where=name)
-        if self.max_step_tokens <= self.max_sequences:
-            raise ConfigError(
-                f"must be above max_sequences ({self.max_sequences}), or prompts would never get a turn",
-                where="max_step_tokens",
-            )
-
-
-@dataclass(frozen=True)
-class EngineStats:
-    """A look at what is held right now; for people and tests, not for decisions."""
-
-    preparing: int
-    running: int
-    waiting: int
-    kv_blocks_used: int
-    kv_blocks_total: int
-    slots: tuple[str, ...]
-    encoders_loaded: tuple[str, ...]
+RETRY_AFTER_SECONDS = 1.0
 
 
 @dataclass(eq=False)
@@ -105,6 +51,7 @@ class _Ticket:
 
     request: Request
     sink: Sink
+    max_tokens: int
     sequence: Sequence | None = None
     aborted: bool = False
 
@@ -133,18 +80,19 @@ class Engine:
         self.renderer = Renderer(
             self.tokenizer, {name: head.spec.tokens for name, head in base.heads.items()}
         )
-        runner = Runner(base, _runner_options(options))
-        limits = Limits(options.max_sequences, options.max_step_tokens, options.max_waiting)
+        runner = Runner(base, options.runner)
+        limits = Limits(options.max_sequences, options.max_step_tokens)
         self.core = EngineCore(runner, limits, _eos_ids(runner, self.renderer), self._deliver, metrics)
         self.media = MediaRuntime(base, FeatureCache(options.feature_cache_bytes), metrics, options.device)
         self._source = source
-        self._host = HostCache(options.host_cache_bytes)
+        host = HostCache(options.host_cache_bytes, self._load)
+        self._preparation = Preparation(self.tokenizer, self.media, host, options.max_rank)
+        self._preparers = ThreadPoolExecutor(2, thread_name_prefix="okavango-prepare")
         self._tickets: dict[str, _Ticket] = {}
         self._inbox: list[_Ticket] = []
         self._wake = threading.Condition()
         self._thread: threading.Thread | None = None
-        self._stopping = False
-        self._preparers = ThreadPoolExecutor(2, thread_name_prefix="okavango-prepare")
+        self._closed: str | None = None
         metrics.gauge("okavango_kv_blocks_total", runner.num_blocks)
 
     @property
@@ -157,15 +105,12 @@ class Engine:
         self._thread.start()
 
     def stop(self) -> None:
-        """Abort what is left and end the step thread."""
-        for request_id in list(self._tickets):
-            self.abort(request_id)
-        with self._wake:
-            self._stopping = True
-            self._wake.notify_all()
+        """Abort what is left and end the step thread. Every request has had its last event then."""
+        self._close("the server is stopping")
         if self._thread is not None:
             self._thread.join()
         self._preparers.shutdown(wait=True, cancel_futures=True)
+        self._finish_all(Event(finish=FinishReason.ABORT))  # the thread was never started
 
     def submit(self, request: Request, sink: Sink) -> None:
         """Take a request. `sink` gets its events on other threads; the last one has a `finish`.
@@ -173,31 +118,24 @@ class Engine:
         Raises:
             ContextLengthError: prompt and answer do not fit the context, or the KV memory.
             BusyError: too many requests wait already.
-            NotReadyError: the engine is stopping.
+            NotReadyError: the engine is stopping, or has failed.
         """
         max_tokens = self._max_tokens(request)
-        ticket = _Ticket(request, sink)
+        instant = self._preparation.is_instant(request)
+        ticket = _Ticket(request, sink, max_tokens)
         with self._wake:
-            if self._stopping:
-                raise NotReadyError("the server is stopping")
-            if request.id in self._tickets:
-                raise OkavangoError(f"request {request.id} is already here")
-            if len(self._tickets) >= self.options.max_waiting + self.options.max_sequences:
-                raise BusyError(f"{len(self._tickets)} requests are here", retry_after=RETRY_AFTER_SECONDS)
-            self._tickets[request.id] = ticket
-        if self._is_prepared(request):
-            self._prepare(ticket, max_tokens)
-        else:
-            self._preparers.submit(self._prepare, ticket, max_tokens)
+            self._admit(ticket)
+            if not instant:
+                self._preparers.submit(self._prepare, ticket)
+        if instant:
+            self._prepare(ticket)
 
     def abort(self, request_id: str) -> None:
         """Drop a request, wherever it is; what it holds is free within one step. Unknown ids are ignored."""
         with self._wake:
             ticket = self._tickets.get(request_id)
             if ticket is not None:
-                ticket.aborted = True
-                self._inbox.append(ticket)
-                self._wake.notify()
+                self._abort(ticket)
 
     async def stream(self, request: Request) -> AsyncIterator[Event]:
         """The request's events. Closing the iterator aborts the request."""
@@ -233,76 +171,77 @@ class Engine:
 
     def _max_tokens(self, request: Request) -> int:
         prompt, wanted = len(request.prompt.tokens), request.params.max_tokens
-        blocks = self.core.runner.num_blocks
-        limit = min(self.context, blocks * self.options.block_size)
+        memory = self.core.runner.num_blocks * self.options.block_size
+        limit = min(self.context, memory)
         if prompt + (wanted or 1) > limit:
             asked = f" and {wanted} to generate" if wanted else ""
+            more = "" if limit == self.context else ", or give the server more --kv-memory"
             raise ContextLengthError(
                 f"{prompt} prompt tokens{asked} exceed the limit of {limit} tokens",
                 where="messages",
-                remedy="shorten the conversation or lower max_tokens",
+                remedy=f"shorten the conversation or lower max_tokens{more}",
             )
         return wanted or limit - prompt
 
-    def _is_prepared(self, request: Request) -> bool:
-        """Whether preparing the request takes no time, so that no thread is needed."""
-        adapter = request.adapter
-        return not request.prompt.media and (adapter is None or self._host.peek(adapter.digest) is not None)
+    def _admit(self, ticket: _Ticket) -> None:
+        """Register a ticket, or say why not. The lock is held."""
+        if self._closed is not None:
+            raise NotReadyError(self._closed)
+        if ticket.request.id in self._tickets:
+            raise OkavangoError(f"request {ticket.request.id} is already here")
+        if len(self._tickets) >= self.options.max_waiting + self.options.max_sequences:
+            raise BusyError(f"{len(self._tickets)} requests are here", retry_after=RETRY_AFTER_SECONDS)
+        self._tickets[ticket.request.id] = ticket
 
-    def _prepare(self, ticket: _Ticket, max_tokens: int) -> None:
+    def _abort(self, ticket: _Ticket) -> None:
+        """Tell the step thread that a ticket's reader is gone. The lock is held."""
+        ticket.aborted = True
+        self._inbox.append(ticket)
+        self._wake.notify()
+
+    def _close(self, reason: str) -> None:
+        """Take no more requests, and abort those that are here."""
+        with self._wake:
+            self._closed = self._closed or reason
+            for ticket in self._tickets.values():
+                self._abort(ticket)
+            self._wake.notify()
+
+    def _prepare(self, ticket: _Ticket) -> None:
         """Make the ticket's sequence and hand it to the step thread, or fail it."""
-        request = ticket.request
+        if ticket.aborted:
+            return
         try:
-            adapter = self._adapter(request.adapter) if request.adapter else None
-            embeds, hits = self.media.embed(request.prompt.media, adapter)
+            ticket.sequence = self._preparation.prepare(ticket.request, ticket.max_tokens)
         except Exception as error:
             if not isinstance(error, OkavangoError):
-                log.exception("request %s could not be prepared", request.id)
+                log.exception("request %s could not be prepared", ticket.request.id)
                 error = OkavangoError("the request could not be prepared")
             self._finish(ticket, Event(finish=FinishReason.ERROR, error=error))
             return
-        ticket.sequence = Sequence(
-            request,
-            max_tokens,
-            embeds=embeds,
-            weights=adapter.lora if adapter else NO_LORA,
-            rng=make_rng(request.params),
-            stream=TextStream(self.tokenizer, request.params.stop),
-            features_cached=hits,
-        )
         with self._wake:
             self._inbox.append(ticket)
             self._wake.notify()
 
-    def _adapter(self, ref: AdapterRef) -> Adapter:
-        def load() -> Adapter:
-            adapter = load_adapter(self._source.fetch(ref.digest), self.base, self.core.runner.targets)
-            if adapter.lora.rank > self.options.max_rank:
-                raise UnsupportedError(
-                    f"adapter {ref} has rank {adapter.lora.rank}, over the limit of {self.options.max_rank}",
-                    remedy=f"okavango serve --max-rank {adapter.lora.rank}",
-                )
-            return adapter
-
-        return self._host.get(ref.digest, load)
+    def _load(self, digest: str) -> Adapter:
+        return load_adapter(self._source.fetch(digest), self.base, self.core.runner.targets)
 
     def _run(self) -> None:
         try:
             self._loop()
         except BaseException as error:
             # a bug of ours: nobody shall wait for a thread that is gone (is_running tells /healthz)
-            for ticket in list(self._tickets.values()):
-                failure = OkavangoError("the engine has failed; the server must be restarted")
-                self._finish(ticket, Event(finish=FinishReason.ERROR, error=failure))
+            self._close("the engine has failed; the server must be restarted")
+            self._finish_all(Event(finish=FinishReason.ERROR, error=OkavangoError(str(self._closed))))
             raise error
 
     def _loop(self) -> None:
         while True:
             with self._wake:
-                while not (self._inbox or self.core.scheduler.has_work or self._stopping):
+                while not (self._inbox or self.core.scheduler.has_work or self._closed):
                     self._wake.wait()
                 inbox, self._inbox = self._inbox, []
-                if self._stopping and not inbox and not self.core.scheduler.has_work:
+                if self._closed and not inbox and not self.core.scheduler.has_work:
                     return
             for ticket in inbox:
                 self._receive(ticket)
@@ -310,23 +249,19 @@ class Engine:
                 self.core.step()
 
     def _receive(self, ticket: _Ticket) -> None:
-        if ticket.request.id not in self._tickets:
+        if self._tickets.get(ticket.request.id) is not ticket:
             return
-        if ticket.aborted:
-            if ticket.sequence is None:
-                self._finish(ticket, Event(finish=FinishReason.ABORT))
-            else:
-                self.core.abort(ticket.sequence)
-            return
-        assert ticket.sequence is not None
-        try:
+        if not ticket.aborted:
+            assert ticket.sequence is not None
             self.core.add(ticket.sequence)
-        except BusyError as error:
-            self._finish(ticket, Event(finish=FinishReason.ERROR, error=error))
+        elif ticket.sequence is None:
+            self._finish(ticket, Event(finish=FinishReason.ABORT))
+        else:
+            self.core.abort(ticket.sequence)
 
     def _deliver(self, sequence: Sequence, event: Event) -> None:
         ticket = self._tickets.get(sequence.request.id)
-        if ticket is None:
+        if ticket is None or ticket.sequence is not sequence:
             return
         if event.finish is not None:
             self._finish(ticket, event)
@@ -335,9 +270,16 @@ class Engine:
 
     def _finish(self, ticket: _Ticket, event: Event) -> None:
         with self._wake:
-            if self._tickets.pop(ticket.request.id, None) is None:
+            if self._tickets.get(ticket.request.id) is not ticket:
                 return
+            del self._tickets[ticket.request.id]
         self._send(ticket, event)
+
+    def _finish_all(self, event: Event) -> None:
+        with self._wake:
+            tickets = list(self._tickets.values())
+        for ticket in tickets:
+            self._finish(ticket, event)
 
     def _send(self, ticket: _Ticket, event: Event) -> None:
         """A sink that raises has nobody behind it any more: its request ends, the step thread goes on."""
@@ -346,17 +288,6 @@ class Engine:
         except Exception:
             log.exception("request %s: its reader failed", ticket.request.id)
             self.abort(ticket.request.id)
-
-
-def _runner_options(options: EngineOptions) -> RunnerOptions:
-    return RunnerOptions(
-        dtype=resolve_dtype(options.dtype, options.device),
-        device=options.device,
-        block_size=options.block_size,
-        kv_bytes=options.kv_bytes,
-        slots=options.slots,
-        max_rank=options.max_rank,
-    )
 
 
 def _eos_ids(runner: Runner, renderer: Renderer) -> frozenset[int]:

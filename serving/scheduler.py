@@ -10,12 +10,9 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
-from okavango.platform.errors import BusyError
 from okavango.serving.adapters.slots import SlotTable
 from okavango.serving.cache.blocks import BlockPool
 from okavango.serving.sequence import Sequence
-
-RETRY_AFTER_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -24,7 +21,6 @@ class Limits:
 
     max_sequences: int
     max_step_tokens: int
-    max_waiting: int
 
 
 @dataclass(frozen=True)
@@ -86,13 +82,7 @@ class Scheduler:
         return bool(self.waiting or self.running)
 
     def add(self, sequence: Sequence) -> None:
-        """Queue a sequence whose adapter and media are at hand.
-
-        Raises:
-            BusyError: the queue is full.
-        """
-        if len(self.waiting) >= self.limits.max_waiting:
-            raise BusyError(f"{len(self.waiting)} requests are waiting", retry_after=RETRY_AFTER_SECONDS)
+        """Queue a sequence whose adapter and media are at hand. The engine bounds how many there are."""
         self.waiting.append(sequence)
 
     def schedule(self) -> Step:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -85,13 +86,19 @@ def _head(folder: Path, modality: str, base: Base) -> ProjectionHead:
 
 
 class HostCache:
-    """Adapters on the host, least recently used out first. Thread-safe; one load a digest at a time."""
+    """Adapters on the host, least recently used out first. Thread-safe; one load a digest at a time.
 
-    def __init__(self, capacity_bytes: int) -> None:
+    Args:
+        load: a digest's adapter. May block; its errors pass through `get` and are not remembered.
+    """
+
+    def __init__(self, capacity_bytes: int, load: Callable[[str], Adapter]) -> None:
         self.capacity_bytes = capacity_bytes
+        self._load = load
         self._items: OrderedDict[str, Adapter] = OrderedDict()
         self._lock = threading.Lock()
-        self._loading: dict[str, threading.Lock] = {}
+        # a digest's lock lives for as long as a thread loads it or waits for it
+        self._turns: WeakValueDictionary[str, threading.Lock] = WeakValueDictionary()
 
     def peek(self, digest: str) -> Adapter | None:
         with self._lock:
@@ -99,17 +106,15 @@ class HostCache:
                 self._items.move_to_end(digest)
             return self._items.get(digest)
 
-    def get(self, digest: str, load: Callable[[], Adapter]) -> Adapter:
-        """The adapter, loaded if need be; errors of `load` pass through and are not remembered."""
+    def get(self, digest: str) -> Adapter:
+        """The adapter, loaded if need be."""
         with self._lock:
-            turn = self._loading.setdefault(digest, threading.Lock())
+            turn = self._turns.setdefault(digest, threading.Lock())
         with turn:
             adapter = self.peek(digest)
             if adapter is None:
-                adapter = load()
+                adapter = self._load(digest)
                 self._put(digest, adapter)
-        with self._lock:
-            self._loading.pop(digest, None)
         return adapter
 
     def _put(self, digest: str, adapter: Adapter) -> None:

@@ -15,7 +15,7 @@ from okavango.modalities.projector import ProjectionHead
 from okavango.modalities.tiny_bundle import reference_embeddings
 from okavango.serving.adapters.loading import load_adapter
 from okavango.serving.engine import Engine, EngineOptions
-from okavango.serving.types import AdapterRef, Event, FinishReason, Request, SamplingParams
+from okavango.serving.types import AdapterRef, AdapterSource, Event, FinishReason, Request, SamplingParams
 
 OPTIONS = {"dtype": "float32", "kv_bytes": 1 << 23, "max_step_tokens": 64, "max_sequences": 16}
 
@@ -27,9 +27,9 @@ def greedy(tokens: int = 12) -> SamplingParams:
 class Harness:
     """An engine whose step thread runs, with the reference beside it."""
 
-    def __init__(self, base: Base, bundles, **options) -> None:
+    def __init__(self, base: Base, bundles, source: AdapterSource | None = None, **options) -> None:
         self.base, self.bundles = base, bundles
-        self.engine = Engine(base, bundles, EngineOptions(**{**OPTIONS, **options}))
+        self.engine = Engine(base, source or bundles, EngineOptions(**{**OPTIONS, **options}))
         step = self.engine.core.step
 
         def checked_step() -> None:

@@ -7,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from okavango.modalities.prompt import Rendered
-from okavango.platform.errors import BusyError
 from okavango.serving.adapters.slots import Lease, SlotTable
 from okavango.serving.cache.blocks import BlockPool
 from okavango.serving.scheduler import Limits, Scheduler
@@ -20,8 +19,8 @@ def make(prompt: int, max_tokens: int, adapter: str | None = None) -> Sequence:
     return Sequence(Request(f"r{id(object())}", Rendered(tuple(range(prompt))), ref), max_tokens)
 
 
-def scheduler(blocks=64, size=4, slots=2, sequences=4, tokens=16, waiting=100) -> Scheduler:
-    return Scheduler(BlockPool(blocks, size), SlotTable(slots), Limits(sequences, tokens, waiting))
+def scheduler(blocks=64, size=4, slots=2, sequences=4, tokens=16) -> Scheduler:
+    return Scheduler(BlockPool(blocks, size), SlotTable(slots), Limits(sequences, tokens))
 
 
 def advance(s: Scheduler) -> list[Sequence]:
@@ -89,14 +88,6 @@ def test_a_sequence_without_a_free_slot_waits_and_gives_its_blocks_back():
     assert s.pool.num_available + 1 == s.pool.num_blocks
     s.drop(first)
     assert s.schedule().loads == (second,)
-
-
-def test_a_full_queue_is_an_error_with_a_time_to_retry():
-    s = scheduler(waiting=1)
-    s.add(make(1, 1))
-    with pytest.raises(BusyError) as caught:
-        s.add(make(1, 1))
-    assert caught.value.retry_after > 0
 
 
 def test_dropping_frees_everything_at_once():

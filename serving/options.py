@@ -1,0 +1,78 @@
+"""How an engine runs, and what it tells of itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from okavango.modalities.precision import resolve_dtype
+from okavango.platform.errors import ConfigError
+from okavango.serving.runner import RunnerOptions
+
+GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How one engine runs.
+
+    Attributes:
+        dtype: auto, bfloat16 or float32.
+        max_sequences: sequences in one step.
+        max_step_tokens: tokens in one step; prompts are computed in chunks that fit.
+        max_waiting: requests that may wait; one more is refused.
+        block_size: token positions a KV block.
+        kv_bytes: memory for keys and values; on a CPU it is taken only as it is used.
+        slots: adapters in one step.
+        max_rank: the highest LoRA rank that is served.
+        host_cache_bytes: adapters kept in host memory.
+        feature_cache_bytes: encoder outputs kept.
+        threads: torch's threads; None leaves them as they are.
+    """
+
+    dtype: str = "auto"
+    device: str = "cpu"
+    max_sequences: int = 32
+    max_step_tokens: int = 512
+    max_waiting: int = 256
+    block_size: int = 16
+    kv_bytes: int = 4 * GIB
+    slots: int = 8
+    max_rank: int = 64
+    host_cache_bytes: int = 2 * GIB
+    feature_cache_bytes: int = GIB // 4
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("max_sequences", "max_waiting", "block_size", "kv_bytes", "slots", "max_rank"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"must be at least 1, not {getattr(self, name)}", where=name)
+        if self.max_step_tokens <= self.max_sequences:
+            raise ConfigError(
+                f"must be above max_sequences ({self.max_sequences}), or prompts would never get a turn",
+                where="max_step_tokens",
+            )
+
+    @property
+    def runner(self) -> RunnerOptions:
+        """What of it the runner needs."""
+        return RunnerOptions(
+            dtype=resolve_dtype(self.dtype, self.device),
+            device=self.device,
+            block_size=self.block_size,
+            kv_bytes=self.kv_bytes,
+            slots=self.slots,
+            max_rank=self.max_rank,
+        )
+
+
+@dataclass(frozen=True)
+class EngineStats:
+    """A look at what is held right now; for people and tests, not for decisions."""
+
+    preparing: int
+    running: int
+    waiting: int
+    kv_blocks_used: int
+    kv_blocks_total: int
+    slots: tuple[str, ...]
+    encoders_loaded: tuple[str, ...]
