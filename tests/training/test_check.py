@@ -10,10 +10,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from okavango.modalities import image
 from okavango.modalities.base import Base
 from okavango.modalities.content import Limits, Message
+from okavango.modalities.image import decode_image
 from okavango.platform.errors import DataError, PromptError
+from okavango.training import check
 from okavango.training.check import Measure, check_dataset, measure_of
 from okavango.training.dataset import open_dataset
 from okavango.training.rows import row_bytes
@@ -258,13 +259,12 @@ def test_uploads_may_name_no_files(folder: Path) -> None:
 
 def test_each_distinct_picture_is_decoded_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     decoded = []
-    decode = image.decode_image
 
     def counting(data: bytes, limits: Limits) -> Image.Image:
         decoded.append(data)
-        return decode(data, limits)
+        return decode_image(data, limits)
 
-    monkeypatch.setattr(image, "decode_image", counting)
+    monkeypatch.setattr(check, "decode_image", counting)
     (folder / "copy.png").write_bytes(png())
     good = [line(turn([picture(url)], str(i))) for i, url in enumerate(["dog.png", "copy.png"] * 3)]
     bad = [line(turn([picture(url)], str(i))) for i, url in enumerate(["cut.png"] * 3)]
@@ -446,4 +446,4 @@ def agree(path: Path) -> None:
             assert messages[-1].text.strip()
             for message in messages:
                 for medium in message.media:
-                    image.decode_image(medium.data, LIMITS)
+                    decode_image(medium.data, LIMITS)
