@@ -1,8 +1,8 @@
 """Pictures: bytes → an upright RGB picture → an encoder's features.
 
 Decoding is strict about what it accepts, since the bytes come from strangers: sizes are checked before
-anything is decompressed. Encoding is open_clip's, from a local directory. Pillow and open_clip are imported
-only when they are used: the engine runs without either on a machine that serves text.
+anything is decompressed. Encoding is open_clip's, from a local directory. Libraries are imported only when
+they are used: the engine serves text without Pillow and open_clip, and decoding needs no torch.
 """
 
 # Shapes: B pictures, H rows and W columns of the feature map, N = H·W, C encoder width
@@ -14,8 +14,6 @@ from contextlib import suppress
 from io import BytesIO
 from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
 from safetensors import SafetensorError
 
 from okavango.modalities.content import Limits
@@ -24,6 +22,7 @@ from okavango.platform.errors import ConfigError, MediaError
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import torch
     from PIL import Image
     from torch import Tensor, nn
 
@@ -72,8 +71,8 @@ class ImageEncoder:
         self._preprocess = preprocess
 
     @classmethod
-    def load(cls, spec: EncoderSpec, dtype: torch.dtype = torch.float32, device: str = "cpu") -> ImageEncoder:
-        """The tower that lies at `spec.path`, at `spec.image_size` pixels.
+    def load(cls, spec: EncoderSpec, dtype: torch.dtype | None = None, device: str = "cpu") -> ImageEncoder:
+        """The tower that lies at `spec.path`, at `spec.image_size` pixels; `dtype` is float32 by default.
 
         Raises:
             ConfigError: the folder is no open_clip directory, or its weights do not fit its config.
@@ -81,13 +80,15 @@ class ImageEncoder:
         visual, preprocess = load_tower(spec.path, spec.image_size)
         return cls(spec, visual.to(device=device, dtype=dtype), preprocess)
 
-    # Not inference_mode: its tensors could not be saved for the backward pass of a projection head.
-    @torch.no_grad()
     def encode(self, images: Sequence[Image.Image]) -> Tensor:
         """RGB pictures → features [B, N, C], float32 on the CPU, row by row of the feature map."""
+        import torch
+
         at = next(self._visual.parameters())
-        pixels = torch.stack([self._preprocess(image) for image in images]).to(at.device, at.dtype)
-        maps = feature_maps(self._visual, pixels, self.spec.layers)
+        # Not inference_mode: its tensors could not be saved for the backward pass of a projection head.
+        with torch.no_grad():
+            pixels = torch.stack([self._preprocess(image) for image in images]).to(at.device, at.dtype)
+            maps = feature_maps(self._visual, pixels, self.spec.layers)
         found = (*maps.shape[2:], maps.shape[1])
         if found != (*self.spec.grid, self.spec.width):
             raise ConfigError(
@@ -104,6 +105,7 @@ def load_tower(folder: Path, image_size: int) -> tuple[nn.Module, Callable[[Imag
         ConfigError: the folder is no open_clip directory, or its weights do not fit its config.
     """
     import open_clip
+    import torch
 
     try:
         # open_clip draws random weights before it loads; a job's random state must not depend on that.
@@ -125,6 +127,8 @@ def feature_maps(visual: nn.Module, pixels: Tensor, layers: tuple[int, ...]) -> 
     Raises:
         ConfigError: the tower has no such block, or the blocks' feature maps differ in size.
     """
+    import torch
+
     try:
         output = visual.forward_intermediates(  # type: ignore[operator]
             pixels,
@@ -182,6 +186,8 @@ def _rgb(picture: Image.Image) -> Image.Image:
     from PIL import Image
 
     if picture.mode.startswith("I"):  # 16-bit grey, which Pillow's own conversion would clip to white
+        import numpy as np
+
         grey = np.asarray(picture).astype(np.float32) / 257
         return Image.fromarray(grey.round().clip(0, 255).astype(np.uint8)).convert("RGB")
     if not picture.has_transparency_data:
