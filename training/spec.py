@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from okavango.modalities.base import Base
 
 ALL_LINEAR = "all-linear"
-DEFAULT_EPOCHS = 3.0
+DEFAULT_EPOCHS = 5.0
 
 Count = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
@@ -109,7 +109,7 @@ class TrainSpec(Section):
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     clip: Positive = 1.0
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    views: Natural = 6
+    views: Natural = 3
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     precision: Literal["auto", "bf16", "float32"] = "auto"
     max_length: Annotated[int | None, Field(ge=2)] = None
