@@ -6,6 +6,7 @@ Knows neither threads nor adapters' files nor pictures: sequences come with all 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterable
 
 from okavango.platform.errors import OkavangoError
@@ -52,17 +53,19 @@ class EngineCore:
 
     def step(self) -> None:
         """One step. Whatever it raises fails its own sequences only."""
+        began = time.perf_counter()
         step = self.scheduler.schedule()
         try:
             tokens = self._compute(step)
         except Exception as error:
             log.exception("a step of %d sequences failed", len(step.chunks))
-            self._fail(step, error)
+            self._fail_step(step, error)
             return
         for chunk in step.chunks:
             chunk.sequence.num_computed = chunk.end
         for chunk, token in tokens:
             self._append(chunk.sequence, token)
+        self._metrics.observe("okavango_step_seconds", time.perf_counter() - began)
         self._measure(step)
 
     def _compute(self, step: Step) -> list[tuple[Chunk, int]]:
@@ -102,17 +105,20 @@ class EngineCore:
         cached = sequence.features_cached
         self._deliver(sequence, Event(text, (token,), finish, sequence.usage, features_cached=cached))
 
-    def _fail(self, step: Step, error: Exception) -> None:
+    def _fail_step(self, step: Step, error: Exception) -> None:
         """Fail the step's sequences, and all on a slot whose load may not have happened."""
         shown = error if isinstance(error, OkavangoError) else OkavangoError("the engine failed in this step")
         unsure = {sequence.digest for sequence in step.loads} - {None}
         failed = {chunk.sequence for chunk in step.chunks}
         failed |= {sequence for sequence in self.scheduler.running if sequence.digest in unsure}
-        for sequence in failed:
-            self.scheduler.drop(sequence)
-            self._deliver(sequence, Event(finish=FinishReason.ERROR, usage=sequence.usage, error=shown))
+        self._fail(failed, shown)
         for digest in unsure:
             self.scheduler.slots.forget(str(digest))
+
+    def _fail(self, sequences: Iterable[Sequence], error: OkavangoError) -> None:
+        for sequence in sequences:
+            self.scheduler.drop(sequence)
+            self._deliver(sequence, Event(finish=FinishReason.ERROR, usage=sequence.usage, error=error))
 
     def _measure(self, step: Step) -> None:
         metrics, scheduler = self._metrics, self.scheduler
@@ -122,3 +128,11 @@ class EngineCore:
         metrics.gauge("okavango_running_requests", len(scheduler.running))
         metrics.gauge("okavango_kv_blocks_used", scheduler.pool.num_used)
         metrics.gauge("okavango_slots_used", len(scheduler.slots.residents))
+
+
+def _not_finite(sequence: Sequence) -> OkavangoError:
+    adapter = sequence.request.adapter
+    return OkavangoError(
+        f"the logits of {adapter or 'the base'} are not finite after {len(sequence.tokens)} tokens",
+        remedy="its weights overflow: look at how it was trained, or serve it with --dtype float32",
+    )

@@ -124,7 +124,7 @@ class Models:
 
     def _not_found(self, name: str, error: NotFoundError) -> ModelNotFoundError:
         """An unknown adapter is an unknown model: bases are models, too, and only one of them is served."""
-        if "@" in name and not str(error.where).startswith("adapter "):
+        if error.message != "no such adapter":
             return ModelNotFoundError(f"{error.message}: {error.where}", where="model", remedy=error.remedy)
         if name in {base.name for base in self._catalog.list_bases()}:
             message = f"base {name!r} is not served here; this server runs base {self._base.name!r}"

@@ -87,6 +87,17 @@ def test_a_version_that_takes_no_requests_says_why(
     assert [model.id for model in server.client().models.list()] == ["tiny"]
 
 
+def test_an_adapter_without_a_version_of_use_says_so(
+    make_server: Callable[..., RunningServer], site: Site, tiny_bundles: Bundles, catalog: Catalog
+) -> None:
+    site.publish("emoji", tiny_bundles.folders["r4"])
+    catalog.set_version_state("emoji", 1, "refused", error="its probes differ")
+    with pytest.raises(openai.NotFoundError) as caught:
+        make_server().client().chat.completions.create(model="emoji", **GREEDY)
+    assert caught.value.code == "model_not_found"
+    assert "every version was refused or is retired: adapter 'emoji'" in caught.value.message
+
+
 def test_a_bundle_that_vanished_is_the_servers_fault(
     make_server: Callable[..., RunningServer], site: Site, tiny_bundles: Bundles, catalog: Catalog
 ) -> None:
