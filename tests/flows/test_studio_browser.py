@@ -24,6 +24,7 @@ from okavango.web.services import ServeOptions
 from okavango.web.studio.picker import first_choice
 
 pytestmark = pytest.mark.browser
+expect.set_options(timeout=20_000)  # a busy machine is no fault of the studio
 
 CHROMIUM = Path("/usr/bin/chromium")
 PICTURE = picture_bytes(11)
