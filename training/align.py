@@ -49,7 +49,7 @@ def align(
     """Train the head in place; the last loss, or None where there is nothing to tell apart.
 
     Args:
-        embedding: the decoder's token embeddings.
+        embedding: the decoder's token embeddings; the head is computed in their precision.
     """
     pairs = _sample(find_pairs(data.rows), seed)
     names = sorted({pair.answer for pair in pairs})
@@ -62,7 +62,8 @@ def align(
     label = {name: i for i, name in enumerate(names)}
     marks = torch.tensor([label[pair.answer] for pair in pairs], device=device)
     seen = _views([pair.media for pair in pairs], data).to(device)
-    return _fit(head, seen, marks, table, common, spec, seed, monitor)
+    dtype = next(embedding.parameters()).dtype
+    return _fit(head, seen, marks, table, common, dtype, spec, seed, monitor)
 
 
 def find_pairs(rows: Sequence[Row]) -> list[Pair]:
@@ -119,6 +120,7 @@ def _fit(
     labels: Tensor,
     table: Tensor,
     common: Tensor,
+    dtype: torch.dtype,
     spec: AlignSpec,
     seed: int,
     monitor: Monitor,
@@ -133,7 +135,10 @@ def _fit(
             which = torch.from_numpy(chance.integers(views, size=len(chosen))).to(table.device)
             for group in optimizer.param_groups:
                 group["lr"] = spec.lr * _factor(step, spec.steps)
-            seen = head(features[which, chosen]).mean(1) - common
+            # entered anew each step: autocast keeps its copies of the weights until it is left
+            with torch.autocast(table.device.type, dtype, enabled=dtype == torch.bfloat16):
+                said = head(features[which, chosen])
+            seen = said.float().mean(1) - common
             loss = info_nce(seen, table[labels[chosen]], labels[chosen], spec.temperature)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()

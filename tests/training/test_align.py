@@ -55,11 +55,12 @@ def test_each_picture_is_paired_with_the_answer_after_it() -> None:
     assert [pair.answer for pair in find_pairs([row])] == [(8, 9), (16,)]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_head_learns_to_tell_pictures_apart(
-    tmp_path: Path, tiny_base: Base, tiny_renderer: Renderer
+    tmp_path: Path, tiny_base: Base, tiny_renderer: Renderer, dtype: torch.dtype
 ) -> None:
     rows = render_rows(open_dataset(write_pictures(tmp_path)), tiny_renderer, None, 512)
-    embedding = load_decoder(tiny_base, torch.float32).get_input_embeddings()
+    embedding = load_decoder(tiny_base, dtype).get_input_embeddings()
     losses, weights = [], []
     for steps in (1, 80, 80):
         head = load_head(tiny_base.heads["image"]).requires_grad_(True)
