@@ -10,7 +10,7 @@ Which adapter sits in which slot is decided elsewhere (serving.adapters.slots). 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -71,12 +71,13 @@ class LoraWeights:
 
 @dataclass
 class StepSlots:
-    """Which rows of the step belong to which slot: (slot, first row, end row), rows of one slot adjacent.
+    """Which of the step's `rows` belong to which slot: (slot, first row, end row), rows of one slot adjacent.
 
     Rows that no segment covers run on the bare base. Shared by every SlotLinear of one decoder.
     """
 
-    segments: Sequence[tuple[int, int, int]] = field(default_factory=tuple)
+    segments: Sequence[tuple[int, int, int]] = ()
+    rows: int = 0
 
 
 class SlotArena:
@@ -137,6 +138,10 @@ class SlotLinear(nn.Module):
         if not self.step.segments:
             return y
         rows_in, rows_out = x.reshape(-1, x.shape[-1]), y.view(-1, y.shape[-1])
+        if len(rows_in) != self.step.rows:  # an expert's, say: whose rows they are cannot be told
+            raise UnsupportedError(
+                f"sees {len(rows_in)} of the step's {self.step.rows} rows", where=self.name
+            )
         for slot, start, end in self.step.segments:
             rank = self.ranks[slot].get(self.name, 0)
             if rank:

@@ -2,6 +2,9 @@
 
 Every layer's attention module gets its own `LayerCache`; all of them share one `StepLayout`, which says where
 the step's rows go and what they may see. Plain torch: the reference for every faster kernel.
+
+A masked position counts for nothing only if its value is a number: zero times nan is nan. So no sequence
+reads a block that another one holds, and what a former holder left in a block is wiped before it is read.
 """
 
 # Shapes: T rows of the step, N blocks, P positions a block, H heads, K kv heads, G = H / K, D head width,
@@ -22,17 +25,35 @@ from okavango.modalities.memory import lazy_zeros
 from okavango.platform.errors import UnsupportedError
 
 NAME = "okavango_paged"
-_UNSERVED = ("s_aux", "softcap", "position_bias", "head_mask")
+MEASURE = "okavango_measure"
+_UNSERVED = ("s_aux", "sinks", "softcap", "position_bias", "head_mask", "indices", "block_indices")
 
 
 @dataclass(frozen=True)
 class Prefill:
-    """Rows [start, end) are one sequence's positions [seen, seen + end - start); `blocks`: [its blocks]."""
+    """Rows [start, end) are one sequence's positions from `seen` on; `blocks`: [its blocks].
+
+    Masks are made once a step, by window, for all layers.
+    """
 
     start: int
     end: int
     seen: int
     blocks: Tensor
+    masks: dict[int | None, Tensor] = field(default_factory=dict)
+
+    @property
+    def total(self) -> int:
+        return self.seen + self.end - self.start
+
+    def mask(self, window: int | None) -> Tensor | None:
+        """[rows, total], what each row sees; None where that is all that stands before it."""
+        if self.seen == 0 and (window is None or window >= self.total):
+            return None
+        if window not in self.masks:
+            positions = torch.arange(self.seen, self.total, device=self.blocks.device)
+            self.masks[window] = _visible(positions, self.total, window)
+        return self.masks[window]
 
 
 @dataclass(frozen=True)
@@ -41,47 +62,80 @@ class Decode:
 
     Attributes:
         rows: [B] row numbers.
-        blocks: [B, blocks of the longest], padded with any valid block.
+        blocks: [B * blocks of the longest], each row's padded with blocks of its own.
         lengths: [B] positions seen, the row's own included.
     """
 
     rows: Tensor
     blocks: Tensor
     lengths: Tensor
+    masks: dict[int | None, Tensor] = field(default_factory=dict)
+
+    def hidden(self, total: int, window: int | None) -> Tensor:
+        """[B, 1, total]: which of the gathered positions a row does not see."""
+        if window not in self.masks:
+            self.masks[window] = ~_visible(self.lengths - 1, total, window)[:, None]
+        return self.masks[window]
 
 
 @dataclass
 class StepLayout:
     """The step's rows: where their keys and values are written, and what each attends to.
 
-    `calls` counts attention calls, so that a model which goes round the interface is noticed.
+    Attributes:
+        slots: [T] positions in N * P.
+        unfilled: blocks that the step begins and does not fill.
+        decodes: of similar length in each, so that padding stays small.
+        calls: attention calls so far, so that a model which goes round the interface is noticed.
     """
 
-    slots: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))  # [T] in N * P
+    slots: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
+    unfilled: Tensor | None = None
     prefills: Sequence[Prefill] = ()
-    decode: Decode | None = None
+    decodes: Sequence[Decode] = ()
     calls: int = 0
 
 
+@dataclass(frozen=True)
+class LayerShape:
+    """One layer's kv heads, and the widths of a key and of a value."""
+
+    heads: int
+    key_width: int
+    value_width: int
+
+
 class LayerCache:
-    """One layer's keys and values, in separate storages: [N, P, K, D] each."""
+    """One layer's keys and values, in separate storages: [K, N, P, D] each.
+
+    Heads come first, so that what is gathered for a batch is multiplied as it lies.
+    """
 
     def __init__(
-        self, shape: tuple[int, int, int, int], layout: StepLayout, dtype: torch.dtype, device: torch.device
+        self,
+        shape: LayerShape,
+        blocks: int,
+        block_size: int,
+        layout: StepLayout,
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> None:
-        self.keys = lazy_zeros(shape, dtype, device)
-        self.values = lazy_zeros(shape, dtype, device)
         self.layout = layout
+        self.keys = lazy_zeros((shape.heads, blocks, block_size, shape.key_width), dtype, device)
+        self.values = lazy_zeros((shape.heads, blocks, block_size, shape.value_width), dtype, device)
 
     def write(self, keys: Tensor, values: Tensor) -> None:
-        """Store [T, K, D] at the step's slots."""
-        self.keys.flatten(0, 1).index_copy_(0, self.layout.slots, keys)
-        self.values.flatten(0, 1).index_copy_(0, self.layout.slots, values)
+        """Store [K, T, D] at the step's slots."""
+        if self.layout.unfilled is not None:
+            # keys may be anything: where they are masked, their scores are replaced
+            self.values.index_fill_(1, self.layout.unfilled, 0)
+        self.keys.flatten(1, 2).index_copy_(1, self.layout.slots, keys)
+        self.values.flatten(1, 2).index_copy_(1, self.layout.slots, values)
 
     def read(self, blocks: Tensor) -> tuple[Tensor, Tensor]:
-        """Blocks [..., n] → keys and values [..., n * P, K, D]."""
-        keys, values = self.keys[blocks], self.values[blocks]
-        return keys.flatten(-4, -3), values.flatten(-4, -3)
+        """Blocks [n] → keys and values [K, n * P, D]."""
+        keys, values = self.keys.index_select(1, blocks), self.values.index_select(1, blocks)
+        return keys.flatten(1, 2), values.flatten(1, 2)
 
 
 def paged_attention(
@@ -101,45 +155,56 @@ def paged_attention(
     cache: LayerCache = module.okavango_cache  # type: ignore[assignment]
     layout = cache.layout
     layout.calls += 1
-    q = query[0].transpose(0, 1)
-    cache.write(key[0].transpose(0, 1), value[0].transpose(0, 1))
+    q = query[0]
+    cache.write(key[0], value[0])
     scale = scaling if scaling is not None else q.shape[-1] ** -0.5
     window = options.get("sliding_window")
-    out = q.new_empty((*q.shape[:2], value.shape[-1]))
+    out = q.new_empty((q.shape[1], q.shape[0], value.shape[-1]))
     for chunk in layout.prefills:
-        out[chunk.start : chunk.end] = _prefill(q[chunk.start : chunk.end], cache, chunk, scale, window)
-    if layout.decode is not None:
-        out[layout.decode.rows] = _decode(q[layout.decode.rows], cache, layout.decode, scale, window)
+        rows = slice(chunk.start, chunk.end)
+        out[rows] = _prefill(q[:, rows], cache, chunk, scale, window)
+    for group in layout.decodes:
+        out[group.rows] = _decode(q[:, group.rows], cache, group, scale, window)
     return out[None], None
 
 
+def measuring_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **_: Any
+) -> tuple[Tensor, None]:
+    """For a single token, which attends to itself alone: notes the layer's shape at module.okavango_shape."""
+    module.okavango_shape = LayerShape(key.shape[1], key.shape[-1], value.shape[-1])  # type: ignore[assignment]
+    return value.repeat_interleave(query.shape[1] // key.shape[1], 1).transpose(1, 2), None
+
+
 AttentionInterface.register(NAME, paged_attention)
+AttentionInterface.register(MEASURE, measuring_attention)
 
 
 def _prefill(q: Tensor, cache: LayerCache, chunk: Prefill, scale: float, window: int | None) -> Tensor:
-    total = chunk.seen + q.shape[0]
     keys, values = cache.read(chunk.blocks)
-    mask = _visible(torch.arange(chunk.seen, total, device=q.device), total, window)
+    mask = chunk.mask(window)
     out = F.scaled_dot_product_attention(
-        q.transpose(0, 1),
-        keys[:total].transpose(0, 1),
-        values[:total].transpose(0, 1),
+        q,
+        keys[:, : chunk.total],
+        values[:, : chunk.total],
         attn_mask=mask,
+        is_causal=mask is None,
         scale=scale,
-        enable_gqa=q.shape[1] != keys.shape[1],
+        enable_gqa=q.shape[0] != keys.shape[0],
     )
     return out.transpose(0, 1)
 
 
-def _decode(q: Tensor, cache: LayerCache, step: Decode, scale: float, window: int | None) -> Tensor:
+def _decode(q: Tensor, cache: LayerCache, group: Decode, scale: float, window: int | None) -> Tensor:
     """Matmul, softmax, matmul: on a CPU faster than scaled_dot_product_attention for single queries."""
-    keys, values = cache.read(step.blocks)  # [B, S, K, D]
-    grouped = q.unflatten(1, (keys.shape[2], -1))  # [B, K, G, D]
-    scores = torch.matmul(grouped, keys.permute(0, 2, 3, 1)).float() * scale  # [B, K, G, S]
-    seen = _visible(step.lengths - 1, keys.shape[1], window)  # [B, S]
-    scores.masked_fill_(~seen[:, None, None, :], float("-inf"))
-    weights = scores.softmax(-1).to(values.dtype)
-    return torch.matmul(weights, values.transpose(1, 2)).flatten(1, 2)
+    count = len(group.rows)
+    keys, values = (found.unflatten(1, (count, -1)).flatten(0, 1) for found in cache.read(group.blocks))
+    grouped = q.unflatten(0, (-1, q.shape[0] // cache.keys.shape[0])).transpose(1, 2)  # [K, B, G, D]
+    scores = torch.bmm(grouped.flatten(0, 1), keys.transpose(1, 2)).float() * scale  # [K * B, G, S]
+    hidden = group.hidden(keys.shape[1], window)
+    scores.unflatten(0, (-1, count)).masked_fill_(hidden, float("-inf"))
+    seen = torch.bmm(scores.softmax(-1).to(values.dtype), values)  # [K * B, G, D]
+    return seen.unflatten(0, (-1, count)).transpose(0, 1).flatten(1, 2)
 
 
 def _visible(positions: Tensor, total: int, window: int | None) -> Tensor:

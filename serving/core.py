@@ -64,11 +64,14 @@ class EngineCore:
         for chunk in step.chunks:
             chunk.sequence.num_computed = chunk.end
         for chunk, token in tokens:
-            self._append(chunk.sequence, token)
+            if token is None:
+                self._fail([chunk.sequence], _not_finite(chunk.sequence))
+            else:
+                self._append(chunk.sequence, token)
         self._metrics.observe("okavango_step_seconds", time.perf_counter() - began)
         self._measure(step)
 
-    def _compute(self, step: Step) -> list[tuple[Chunk, int]]:
+    def _compute(self, step: Step) -> list[tuple[Chunk, int | None]]:
         for sequence in step.loads:
             self.runner.load(sequence.slot, sequence.weights)
             self._metrics.count("okavango_slot_loads_total")
@@ -136,3 +139,8 @@ def _not_finite(sequence: Sequence) -> OkavangoError:
         f"the logits of {adapter or 'the base'} are not finite after {len(sequence.tokens)} tokens",
         remedy="its weights overflow: look at how it was trained, or serve it with --dtype float32",
     )
+
+
+def _not_finite(sequence: Sequence) -> OkavangoError:
+    made = sequence.request.adapter or "the base"
+    return OkavangoError(f"the logits of {made} are not finite", remedy="its weights overflow: train it anew")

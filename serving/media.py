@@ -60,7 +60,8 @@ class MediaRuntime:
         self._metrics = metrics
         self._encoders: dict[str, _Encoder] = {}
         self._heads: dict[str, ProjectionHead] = {}
-        self._lock = threading.Lock()
+        self._encoding = threading.Lock()  # one at a time: it holds encoders while they are loaded and run
+        self._heads_lock = threading.Lock()
         for modality in base.encoders:
             metrics.gauge("okavango_encoder_loaded", 0, modality=modality)
 
@@ -79,25 +80,31 @@ class MediaRuntime:
         return tuple(vectors), hits
 
     def features(self, media: Sequence[Media]) -> tuple[list[Tensor], int]:
-        """The encoder's [N, C] of each medium, and how many were in the cache."""
-        keys = [(self.base.encoders[m.modality].digest, m.digest, "float32") for m in media]
-        found = {key: self._cache.get(key) for key in keys}
-        hits = 0
-        for medium, key in zip(media, keys, strict=True):
-            if found[key] is not None:
-                hits += 1
-                self._metrics.count("okavango_feature_cache_hits_total", modality=medium.modality)
-                continue
-            self._metrics.count("okavango_feature_cache_misses_total", modality=medium.modality)
-            found[key] = self._encode(medium)
-            self._cache.put(key, found[key])  # type: ignore[arg-type]
-        return [found[key] for key in keys], hits  # type: ignore[misc]
+        """The encoder's [N, C] of each medium, and how many of them were there already."""
+        distinct = {medium.digest: medium for medium in media}
+        found = {digest: self._features(medium) for digest, medium in distinct.items()}
+        encoded = sum(not was_cached for _, was_cached in found.values())
+        return [found[medium.digest][0] for medium in media], len(media) - encoded
+
+    def _features(self, medium: Media) -> tuple[Tensor, bool]:
+        """A medium's features, and whether they were in the cache."""
+        key = (self.base.encoders[medium.modality].digest, medium.digest, "float32")
+        features = self._cache.get(key)
+        if features is None:
+            with self._encoding:
+                features = self._cache.get(key)  # a request that was waited for may have had the same medium
+                if features is None:
+                    self._metrics.count("okavango_feature_cache_misses_total", modality=medium.modality)
+                    features = self._encode(medium)
+                    self._cache.put(key, features)
+                    return features, False
+        self._metrics.count("okavango_feature_cache_hits_total", modality=medium.modality)
+        return features, True
 
     def _encode(self, medium: Media) -> Tensor:
-        with self._lock:
-            encoder = self._encoder(medium.modality)
-            self._metrics.count("okavango_encoder_runs_total", modality=medium.modality)
-            return encoder.encode(medium)
+        encoder = self._encoder(medium.modality)
+        self._metrics.count("okavango_encoder_runs_total", modality=medium.modality)
+        return encoder.encode(medium)
 
     def _encoder(self, modality: str) -> _Encoder:
         if modality not in self._encoders:
@@ -108,7 +115,7 @@ class MediaRuntime:
     def _head(self, modality: str, adapter: Adapter | None) -> ProjectionHead:
         if adapter is not None and modality in adapter.heads:
             return adapter.heads[modality]
-        with self._lock:
+        with self._heads_lock:
             if modality not in self._heads:
                 self._heads[modality] = load_head(self.base.heads[modality])
             return self._heads[modality]

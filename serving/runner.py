@@ -7,6 +7,7 @@ Decides nothing: which sequences, blocks and slots is the scheduler's; which tok
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -16,9 +17,14 @@ from transformers import PreTrainedModel
 
 from okavango.modalities.base import Base, load_decoder
 from okavango.modalities.lora import LoraWeights, SlotArena, StepSlots, Target, find_targets, install
-from okavango.platform.errors import UnsupportedError
-from okavango.serving.attention import NAME, Decode, LayerCache, Prefill, StepLayout
+from okavango.platform.errors import ConfigError, UnsupportedError
+from okavango.serving.attention import MEASURE, NAME, Decode, LayerCache, LayerShape, Prefill, StepLayout
 from okavango.serving.scheduler import Chunk, Step
+from okavango.serving.selfcheck import check_paging
+
+# Decoding sequences are padded to the longest of their group; up to so many blocks they share one.
+_SHORT_BLOCKS = 16
+_FEWEST_BLOCKS, _FEWEST_TOKENS = 2, 64
 
 
 @dataclass(frozen=True)
@@ -37,13 +43,15 @@ class Runner:
     """The decoder with its cache and slots.
 
     Raises:
-        UnsupportedError: the decoder does not go through transformers' attention interface.
+        UnsupportedError: the decoder does not go through transformers' attention interface, or has layers
+            that share something else between tokens.
+        ConfigError: there is no memory for a conversation.
     """
 
     def __init__(self, base: Base, options: RunnerOptions) -> None:
         self.options = options
         self.device = torch.device(options.device)
-        self.decoder = load_decoder(base, options.dtype, options.device, attention=NAME)
+        self.decoder = load_decoder(base, options.dtype, options.device, attention=MEASURE)
         self.targets: tuple[Target, ...] = find_targets(self.decoder)
         self._slots = StepSlots()
         self._arena = SlotArena(
@@ -51,9 +59,8 @@ class Runner:
         )
         install(self.decoder, self._arena, self._slots, self.targets)
         self._layout = StepLayout()
-        self._attentions = _attention_modules(self.decoder)
-        self.num_blocks = self._allocate()
-        self._check_interface()
+        self.num_blocks = self._allocate(_attention_modules(self.decoder))
+        check_paging(self)
 
     def load(self, slot: int, weights: LoraWeights) -> None:
         self._arena.write(slot, weights)
@@ -61,7 +68,7 @@ class Runner:
     @torch.inference_mode()
     def run(self, step: Step, rows: Sequence[int]) -> Tensor:
         """Compute a step's chunks and return the logits [len(rows), V] after these of its rows."""
-        self._slots.segments = step.segments
+        self._slots.segments, self._slots.rows = step.segments, step.num_tokens
         self._lay_out(step.chunks)
         positions = [p for chunk in step.chunks for p in range(chunk.start, chunk.end)]
         output = self.decoder(
@@ -87,53 +94,65 @@ class Runner:
         return embeddings
 
     def _lay_out(self, chunks: Sequence[Chunk]) -> None:
-        size = self.options.block_size
-        slots, prefills, decodes, row = [], [], [], 0
+        size, layout = self.options.block_size, self._layout
+        slots: list[int] = []
+        unfilled: list[int] = []
+        prefills: list[Prefill] = []
+        decodes: dict[int, list[tuple[int, Chunk]]] = defaultdict(list)
+        row = 0
         for chunk in chunks:
             blocks = chunk.sequence.blocks
             slots += [blocks[p // size] * size + p % size for p in range(chunk.start, chunk.end)]
+            if chunk.end % size and chunk.end - chunk.end % size >= chunk.start:
+                unfilled.append(blocks[chunk.end // size])
             if chunk.count == 1:
-                decodes.append((row, chunk.end, blocks))
+                decodes[max(len(blocks), _SHORT_BLOCKS).bit_length()].append((row, chunk))
             else:
                 prefills.append(Prefill(row, row + chunk.count, chunk.start, self._tensor(blocks)))
             row += chunk.count
-        self._layout.slots = self._tensor(slots)
-        self._layout.prefills = prefills
-        self._layout.decode = self._decode_layout(decodes) if decodes else None
+        layout.slots = self._tensor(slots)
+        layout.unfilled = self._tensor(unfilled) if unfilled else None
+        layout.prefills = prefills
+        layout.decodes = [self._decode_group(group) for group in decodes.values()]
 
-    def _decode_layout(self, decodes: Sequence[tuple[int, int, list[int]]]) -> Decode:
-        longest = max(len(blocks) for _, _, blocks in decodes)
+    def _decode_group(self, group: Sequence[tuple[int, Chunk]]) -> Decode:
+        tables = [chunk.sequence.blocks for _, chunk in group]
+        longest = max(map(len, tables))
+        # its own first block pads a table, never another sequence's: see serving/attention.py
+        padded = [block for table in tables for block in (table + table[:1] * (longest - len(table)))]
         return Decode(
-            rows=self._tensor([row for row, _, _ in decodes]),
-            blocks=self._tensor([blocks + [0] * (longest - len(blocks)) for _, _, blocks in decodes]),
-            lengths=self._tensor([length for _, length, _ in decodes]),
+            rows=self._tensor([row for row, _ in group]),
+            blocks=self._tensor(padded),
+            lengths=self._tensor([chunk.end for _, chunk in group]),
         )
 
-    def _allocate(self) -> int:
-        """Give every layer its cache; the number of blocks that fit."""
-        config = self.decoder.config.get_text_config()
-        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        element = torch.empty(0, dtype=self.options.dtype).element_size()
-        block_bytes = 2 * len(self._attentions) * self.options.block_size * heads * width * element
-        blocks = max(1, self.options.kv_bytes // block_bytes)
-        shape = (blocks, self.options.block_size, heads, width)
-        for module in self._attentions:
-            cache = LayerCache(shape, self._layout, self.options.dtype, self.device)
+    def _allocate(self, attentions: Sequence[torch.nn.Module]) -> int:
+        """Give every layer its cache, as wide as the layer turns out to be; the number of blocks that fit."""
+        shapes = self._measure(attentions)
+        options = self.options
+        positions = sum(s.heads * (s.key_width + s.value_width) for s in shapes) * options.dtype.itemsize
+        blocks = options.kv_bytes // (positions * options.block_size)
+        if blocks < _FEWEST_BLOCKS or blocks * options.block_size < _FEWEST_TOKENS:
+            raise ConfigError(
+                f"{options.kv_bytes:,} bytes hold {blocks * options.block_size} tokens' keys and values",
+                where="kv_bytes",
+                remedy="give it more --kv-memory",
+            )
+        for module, shape in zip(attentions, shapes, strict=True):
+            cache = LayerCache(shape, blocks, options.block_size, self._layout, options.dtype, self.device)
             module.okavango_cache = cache  # type: ignore[assignment]
+        self.decoder.set_attn_implementation(NAME)
         return blocks
 
     @torch.inference_mode()
-    def _check_interface(self) -> None:
-        """Run one token, so that a decoder which goes round the interface is refused at start."""
+    def _measure(self, attentions: Sequence[torch.nn.Module]) -> list[LayerShape]:
         token = self._tensor([0])
-        self._layout.slots, self._layout.prefills = token, ()
-        self._layout.decode = Decode(rows=token, blocks=token[None], lengths=token + 1)
-        self._layout.calls = 0
         self.decoder(input_ids=token[None], position_ids=token[None], use_cache=False)
-        if self._layout.calls != len(self._attentions):
+        shapes = [getattr(module, "okavango_shape", None) for module in attentions]
+        if None in shapes:
             name = type(self.decoder).__name__
             raise UnsupportedError(f"{name} does not use transformers' attention interface in every layer")
+        return shapes  # type: ignore[return-value]
 
     def _tensor(self, values: Sequence[object]) -> Tensor:
         return torch.tensor(values, dtype=torch.long, device=self.device)

@@ -26,13 +26,18 @@ def make_rng(params: SamplingParams) -> torch.Generator | None:
 
 def sample(
     logits: Tensor, params: Sequence[SamplingParams], rngs: Sequence[torch.Generator | None]
-) -> list[int]:
-    """One token a row of [B, V]. A row's token depends on nothing but its own logits and generator."""
+) -> list[int | None]:
+    """One token a row of [B, V]; None where the logits are no numbers. A row's token depends on nothing but
+    its own logits and generator."""
     logits = logits.float()
-    tokens = logits.argmax(-1).tolist()
-    for row, (param, rng) in enumerate(zip(params, rngs, strict=True)):
-        if rng is not None:
-            tokens[row] = _draw(logits[row].cpu(), param, rng)
+    best, chosen = logits.max(-1)  # nan counts as the greatest
+    tokens: list[int | None] = chosen.tolist()
+    for row, is_finite in enumerate(best.isfinite().tolist()):
+        rng = rngs[row]
+        if not is_finite:
+            tokens[row] = None
+        elif rng is not None:
+            tokens[row] = _draw(logits[row].cpu(), params[row], rng)
     return tokens
 
 

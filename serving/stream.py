@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _INCOMPLETE = "\ufffd"
+# So many tokens without one whole character between them are no character's beginning any more.
+_MOST_PENDING = 32
 
 
 class TextStream:
@@ -32,7 +34,8 @@ class TextStream:
         self._tokens.append(token)
         before = self._decode(self._tokens[self._context : self._read])
         text = self._decode(self._tokens[self._context :])
-        if text.endswith(_INCOMPLETE) or len(text) <= len(before):
+        is_pending = text.endswith(_INCOMPLETE) or len(text) <= len(before)
+        if is_pending and len(self._tokens) - self._read < _MOST_PENDING:
             return ""
         self._context, self._read = self._read, len(self._tokens)
         self._held += text[len(before) :]

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from okavango.modalities.base import Base, load_tokenizer
+from okavango.modalities.precision import PARITY_BOUNDS, relative_error
 from okavango.modalities.probes import Probe, read_probes
 from okavango.modalities.prompt import Renderer
 from okavango.platform.bundle import verify
@@ -28,9 +29,6 @@ from okavango.serving.scheduler import Chunk, Step
 from okavango.serving.sequence import Sequence as EngineSequence
 from okavango.serving.types import Request
 
-# Relative Frobenius error of the logits. float32 sums in another order differ near 1e-6; a wrong scale, head,
-# template or preprocessing by 1e-2 and more. bfloat16 products in another order differ by some 5e-2.
-BOUNDS = {torch.float32: 1e-3, torch.bfloat16: 1.5e-1}
 _BLOCK = 16
 _KV_BYTES = 1 << 29
 _MAX_RANK = 256
@@ -94,11 +92,11 @@ class ParityGate:
         worst = 0.0
         for i, probe in enumerate(probes):
             found = self._logits(runner, i, probe, adapter)
-            error = float((found - probe.logits).norm() / probe.logits.norm())
-            if not error <= BOUNDS[dtype]:
+            error = relative_error(found, probe.logits)
+            if not error <= PARITY_BOUNDS[dtype]:
                 raise ParityError(
                     f"serving differs from training by {error:.2g} in {_name(dtype)}, "
-                    f"over the bound of {BOUNDS[dtype]:g}",
+                    f"over the bound of {PARITY_BOUNDS[dtype]:g}",
                     where=f"probe {i}",
                 )
             worst = max(worst, error)

@@ -173,7 +173,7 @@ def test_rows_get_their_own_slots_update_and_others_none(kind):
     x = torch.randn(1, 9, 6)
     with torch.inference_mode():
         plain = base(x)
-        step.segments = ((1, 0, 4), (2, 6, 8), (3, 8, 9))
+        step.segments, step.rows = ((1, 0, 4), (2, 6, 8), (3, 8, 9)), 9
         y = layer(x)
     expected = plain.clone()
     for slot, start, end in step.segments[:2]:
@@ -193,8 +193,18 @@ def test_a_slots_new_tenant_leaves_nothing_of_the_former():
     narrow = (torch.randn(2, 6), torch.randn(2, 10))
     arena.write(1, LoraWeights({"m": wide, "n": wide}, 8))
     arena.write(1, LoraWeights({"m": narrow}, 2))
-    step.segments = ((1, 0, 3),)
+    step.segments, step.rows = ((1, 0, 3),), 3
     x = torch.randn(1, 3, 6)
     with torch.inference_mode():
         assert torch.allclose(layers["m"](x), layers["m"].base(x) + x @ narrow[0].T @ narrow[1], atol=1e-5)
         assert torch.equal(layers["n"](x), layers["n"].base(x))
+
+
+def test_a_layer_that_sees_other_rows_than_the_steps_is_refused_by_name():
+    from okavango.modalities.lora import LoraWeights
+
+    step, arena = StepSlots(((1, 0, 3),), rows=9), SlotArena([Target("m", 6, 10)], 2, 8, torch.float32)
+    arena.write(1, LoraWeights({"m": (torch.randn(2, 6), torch.randn(2, 10))}, 2))
+    layer = SlotLinear(nn.Linear(6, 10), "m", arena, step)
+    with torch.inference_mode(), pytest.raises(UnsupportedError, match="m: sees 4 of the step's 9 rows"):
+        layer(torch.randn(1, 4, 6))

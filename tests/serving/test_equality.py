@@ -90,7 +90,8 @@ def test_random_mixes_equal_the_reference(make_harness, reference, mix):
 
 def test_bfloat16_logits_stay_near_float32(make_harness, tiny_base, tiny_bundles):
     """Tokens may differ where the best two are close; logits stay within the gate's stated bound."""
-    from okavango.serving.adapters.gate import BOUNDS, ParityGate
+    from okavango.modalities.precision import PARITY_BOUNDS
+    from okavango.serving.adapters.gate import ParityGate
 
     verdict = ParityGate(tiny_base, torch.bfloat16).check(tiny_bundles.folders["r16"])
-    assert 0 < verdict.verification["bfloat16"] < BOUNDS[torch.bfloat16]
+    assert 0 < verdict.verification["bfloat16"] < PARITY_BOUNDS[torch.bfloat16]

@@ -10,11 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from okavango.modalities.precision import PARITY_BOUNDS
 from okavango.modalities.tiny import write_tiny_base
 from okavango.modalities.tiny_bundle import write_tiny_bundle
 from okavango.platform.bundle import PROBES, read_manifest, seal
 from okavango.platform.errors import BindError, IntegrityError, ParityError
-from okavango.serving.adapters.gate import BOUNDS, ParityGate
+from okavango.serving.adapters.gate import ParityGate
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +51,7 @@ def test_other_architectures_pass_through_the_same_code(architecture, tmp_path):
     write_tiny_bundle(tmp_path / "bundle", base, rank=4)
     verdict = ParityGate(base, torch.bfloat16).check(tmp_path / "bundle")
     assert verdict.verification["float32"] < 1e-5
-    assert verdict.verification["bfloat16"] < BOUNDS[torch.bfloat16]
+    assert verdict.verification["bfloat16"] < PARITY_BOUNDS[torch.bfloat16]
 
 
 def test_without_probes_a_bundle_is_only_bound(gate, tiny_base, tmp_path):

@@ -69,3 +69,35 @@ def test_incomplete_bytes_at_the_end_are_flushed_as_a_replacement():
     stream = TextStream(TOKENIZER)
     assert stream.push(encode("é")[0]) == ""
     assert stream.flush() == "\ufffd"
+
+
+class Counting:
+    """A tokenizer that counts the tokens it decodes."""
+
+    def __init__(self) -> None:
+        self.decoded = 0
+
+    def decode(self, tokens: list[int], **options) -> str:
+        self.decoded += len(tokens)
+        return TOKENIZER.decode(tokens, **options)
+
+
+@pytest.mark.parametrize("unit", [encode("é")[1:], [TOKENIZER.eos_token_id], encode("word ")])
+def test_the_cost_of_an_answer_grows_with_its_length_only(unit):
+    """Continuation bytes that begin nothing, tokens without text, and plain text."""
+    costs = []
+    for count in (500, 2000):
+        counting = Counting()
+        stream = TextStream(counting)
+        text = "".join(stream.push(token) for token in (unit * count)[:count]) + stream.flush()
+        assert text == TOKENIZER.decode((unit * count)[:count], skip_special_tokens=True)
+        costs.append(counting.decoded)
+    assert costs[1] < 5 * costs[0]
+
+
+def test_text_comes_through_after_tokens_that_are_no_text():
+    stream = TextStream(TOKENIZER)
+    tokens = encode("é")[1:] * 100 + [TOKENIZER.eos_token_id] * 100 + encode("now 😀")
+    pieces = [stream.push(token) for token in tokens]
+    assert "".join(pieces) + stream.flush() == "\ufffd" * 100 + "now 😀"
+    assert pieces[-1] == "😀"
