@@ -139,8 +139,3 @@ def _not_finite(sequence: Sequence) -> OkavangoError:
         f"the logits of {adapter or 'the base'} are not finite after {len(sequence.tokens)} tokens",
         remedy="its weights overflow: look at how it was trained, or serve it with --dtype float32",
     )
-
-
-def _not_finite(sequence: Sequence) -> OkavangoError:
-    made = sequence.request.adapter or "the base"
-    return OkavangoError(f"the logits of {made} are not finite", remedy="its weights overflow: train it anew")

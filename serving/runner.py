@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +18,7 @@ from transformers import PreTrainedModel
 
 from okavango.modalities.base import Base, load_decoder
 from okavango.modalities.lora import LoraWeights, SlotArena, StepSlots, Target, find_targets, install
-from okavango.platform.errors import ConfigError, UnsupportedError
+from okavango.platform.errors import ConfigError, OkavangoError, UnsupportedError
 from okavango.serving.attention import MEASURE, NAME, Decode, LayerCache, LayerShape, Prefill, StepLayout
 from okavango.serving.scheduler import Chunk, Step
 from okavango.serving.selfcheck import check_paging
@@ -51,7 +52,7 @@ class Runner:
     def __init__(self, base: Base, options: RunnerOptions) -> None:
         self.options = options
         self.device = torch.device(options.device)
-        self.decoder = load_decoder(base, options.dtype, options.device, attention=MEASURE)
+        self.decoder = load_decoder(base, options.dtype, options.device, attention="eager")
         self.targets: tuple[Target, ...] = find_targets(self.decoder)
         self._slots = StepSlots()
         self._arena = SlotArena(
@@ -59,8 +60,9 @@ class Runner:
         )
         install(self.decoder, self._arena, self._slots, self.targets)
         self._layout = StepLayout()
-        self.num_blocks = self._allocate(_attention_modules(self.decoder))
-        check_paging(self)
+        with _named(self.decoder):
+            self.num_blocks = self._allocate(_attention_modules(self.decoder))
+            check_paging(self)
 
     def load(self, slot: int, weights: LoraWeights) -> None:
         self._arena.write(slot, weights)
@@ -146,23 +148,37 @@ class Runner:
 
     @torch.inference_mode()
     def _measure(self, attentions: Sequence[torch.nn.Module]) -> list[LayerShape]:
+        self.decoder.set_attn_implementation(MEASURE)
         token = self._tensor([0])
         self.decoder(input_ids=token[None], position_ids=token[None], use_cache=False)
         shapes = [getattr(module, "okavango_shape", None) for module in attentions]
         if None in shapes:
-            name = type(self.decoder).__name__
-            raise UnsupportedError(f"{name} does not use transformers' attention interface in every layer")
+            raise UnsupportedError("it does not use transformers' attention interface in every layer")
         return shapes  # type: ignore[return-value]
 
     def _tensor(self, values: Sequence[object]) -> Tensor:
         return torch.tensor(values, dtype=torch.long, device=self.device)
 
 
+@contextmanager
+def _named(decoder: PreTrainedModel) -> Iterator[None]:
+    """Whatever a decoder's first runs raise means that it cannot be served."""
+    name = type(decoder).__name__
+    try:
+        yield
+    except UnsupportedError as error:
+        raise UnsupportedError(error.message, where=name, remedy=error.remedy) from error
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        if isinstance(error, OkavangoError):
+            raise
+        raise UnsupportedError(f"fails when it is computed in pieces: {error!r}", where=name) from error
+
+
 def _attention_modules(decoder: PreTrainedModel) -> list[torch.nn.Module]:
     """The modules that call the attention interface: those that know their layer and scale scores."""
     found = list(_layered(decoder))
     if not found:
-        raise UnsupportedError(f"{type(decoder).__name__} has no attention layers that can be paged")
+        raise UnsupportedError("it has no attention layers that can be paged")
     return found
 
 

@@ -37,17 +37,14 @@ def check_paging(runner: Runner) -> None:
     Raises:
         UnsupportedError: they differ, or the decoder says itself that it has other layers than attention.
     """
-    name = type(runner.decoder).__name__
     layers = set(getattr(runner.decoder.config.get_text_config(), "layer_types", None) or ())
     if layers - _LAYERS:
-        raise UnsupportedError(
-            f"{name} has {', '.join(sorted(layers - _LAYERS))} layers, which are not served"
-        )
+        raise UnsupportedError(f"{', '.join(sorted(layers - _LAYERS))} layers are not served")
     own, paged = _own_logits(runner), _paged_logits(runner)
     error = relative_error(paged, own) if paged.shape == own.shape else float("inf")
     if not error <= PARITY_BOUNDS[runner.options.dtype]:
         raise UnsupportedError(
-            f"{name} computes something else in pieces than at once: its logits differ by {error:.2g}",
+            f"it computes something else in pieces than at once: its logits differ by {error:.2g}",
             remedy="only decoders whose layers share nothing between tokens but attention are served",
         )
 
