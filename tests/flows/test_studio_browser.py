@@ -124,8 +124,13 @@ def set_max_tokens(page: Page, count: int) -> None:
     page.click("text=Sampling")
     slider = page.get_by_label("range slider for Max tokens")
     expect(slider).to_have_value("256")
-    page.get_by_label("number input for Max tokens").fill(str(count))
-    page.get_by_label("number input for Max tokens").press("Tab")
+    number = page.get_by_label("number input for Max tokens")
+    for _ in range(5):  # what is typed while the page still settles is set back
+        number.fill(str(count))
+        number.press("Tab")
+        page.wait_for_timeout(500)
+        if slider.input_value() == str(count):
+            break
     expect(slider).to_have_value(str(count))
 
 
