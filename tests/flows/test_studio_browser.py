@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, FilePayload, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, FilePayload, Locator, Page, expect, sync_playwright
 from server_fixtures import ENGINE, RunningServer, Site, make_site, wait_until
 from tiny_fixtures import Bundles
 
@@ -120,18 +120,26 @@ def add_picture(page: Page, data: bytes, name: str = "picture.png") -> None:
     expect(page.locator("#okv-composer .thumbnail-item")).to_be_visible()
 
 
+def clear(page: Page) -> None:
+    page.click("#okv-clear")
+    expect(page.locator("#okv-conversation .message-row")).to_have_count(0)
+
+
+def fill(field: Locator, value: str) -> None:
+    """Type into a field under Sampling. What is typed while the page still settles is set back: type it again."""
+    for _ in range(10):
+        field.fill(value)
+        field.press("Tab")
+        field.page.wait_for_timeout(500)
+        if field.input_value() == value:
+            break
+    expect(field).to_have_value(value)
+
+
 def set_max_tokens(page: Page, count: int) -> None:
     page.click("text=Sampling")
-    slider = page.get_by_label("range slider for Max tokens")
-    expect(slider).to_have_value("256")
-    number = page.get_by_label("number input for Max tokens")
-    for _ in range(5):  # what is typed while the page still settles is set back
-        number.fill(str(count))
-        number.press("Tab")
-        page.wait_for_timeout(500)
-        if slider.input_value() == str(count):
-            break
-    expect(slider).to_have_value(str(count))
+    fill(page.get_by_label("number input for Max tokens"), str(count))
+    expect(page.get_by_label("range slider for Max tokens")).to_have_value(str(count))
 
 
 def ask(page: Page, question: str) -> None:
@@ -195,7 +203,7 @@ def test_an_adapter_answers_about_a_picture(studio: RunningServer, page: Page) -
 
     # The other version leaves the encoder alone, so it finds the picture's features in the cache.
     choose(page, "r8@2")
-    page.click("#okv-clear")
+    clear(page)
     add_picture(page, PICTURE)
     ask(page, "What is this?")
     assert answers(page) == [from_engine(studio, [question("What is this?", PICTURE)], "r8@2")]
@@ -219,8 +227,7 @@ def test_a_conversation_goes_on_until_it_is_cleared(studio: RunningServer, page:
     ask(page, "Two")
     assert answers(page, 3)[2] == from_engine(studio, [question("Two")], tokens=24)
 
-    page.click("#okv-clear")
-    expect(page.locator("#okv-conversation .message-row")).to_have_count(0)
+    clear(page)
     page.get_by_label("Send each question alone").uncheck()
     ask(page, "One")
     assert answers(page) == [first]
@@ -260,7 +267,7 @@ def test_a_damaged_picture_is_refused_and_nothing_is_lost(studio: RunningServer,
 
 def test_a_seed_that_is_none_is_refused(page: Page) -> None:
     page.click("text=Sampling")
-    page.get_by_label("Seed").fill("lucky")
+    fill(page.get_by_label("Seed"), "lucky")
     ask(page, "hello")
     expect(page.locator(FAULT)).to_contain_text("not a whole number")
     expect(page.locator("#okv-composer .submit-button")).to_be_visible()
@@ -400,7 +407,7 @@ def test_a_cleared_conversation_does_not_come_back(slow: RunningServer, open_pag
     page = open_page(slow.url)
     ask(page, "Count to a million")
     expect(page.locator("#okv-conversation .bot")).to_be_visible()
-    page.click("#okv-clear")
+    clear(page)
     wait_until(lambda: slow.services.engine.stats().kv_blocks_used == 0)
     ask(page, "And now?")
     page.click("#okv-composer .stop-button")

@@ -25,6 +25,8 @@ log = logging.getLogger("okavango.web.studio")
 
 LOOK_SECONDS = 0.06
 """Between two looks at a growing answer: more than eyes can follow would only take time from the engine."""
+ENOUGH_TO_MEASURE = 6
+"""Tokens. Over fewer gaps the rate would tell of the moment more than of the model."""
 STOPPED = "stopped"
 
 
@@ -114,7 +116,7 @@ class Asking:
             prompt_tokens=usage.prompt_tokens if usage else None,
             completion_tokens=usage.completion_tokens if usage else self._tokens,
             seconds=self._last - self._began,
-            tokens_per_second=(self._tokens - 1) / took if took > 0 else None,
+            tokens_per_second=(self._tokens - 1) / took if self._tokens >= ENOUGH_TO_MEASURE else None,
             pictures=sum(len(turn.pictures) for turn in self._turns),
             cached=last.features_cached if last is not None else None,
             ending=str(last.finish) if last is not None else STOPPED,

@@ -163,9 +163,13 @@ class ChatPage:
             async with aclosing(asking.looks()) as looks:
                 async for turn in looks:
                     if self._asking.get(session) is not asking:
-                        return  # the conversation was cleared
+                        break  # the conversation was cleared
                     yield bubbles((*before, turn)), gr.skip(), gr.skip()
-            yield gr.skip(), (*before, turn), _ready(turn)
+            if self._asking.get(session) is asking:
+                yield gr.skip(), (*before, turn), _ready(turn)
+            elif session not in self._asking:
+                # A look that was under way may have reached the page after the clearing.
+                yield [], (), gr.skip()
         finally:  # also where the page is gone: Gradio closes this generator then
             asking.stop()
             if self._asking.get(session) is asking:
@@ -177,10 +181,11 @@ class ChatPage:
             asking.stop()
 
     async def _clear(self, request: gr.Request) -> Shown:
+        # What is being composed stays: a picture added a moment after the click would be lost with it.
         asking = self._asking.pop(str(request.session_hash), None)
         if asking is not None:
             asking.stop()
-        return [], (), gr.update(value=None, submit_btn=True, stop_btn=False)
+        return [], (), gr.update(submit_btn=True, stop_btn=False)
 
     def _open(self) -> tuple[Update, Update]:
         chosen = picker.first_choice(self._services)

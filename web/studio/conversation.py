@@ -23,7 +23,7 @@ class Provenance:
         model: adapter@version, or the base's name.
         prompt_tokens: None where the answer was stopped before it was whole.
         seconds: from the question to the last token.
-        tokens_per_second: while tokens came; None for fewer than two.
+        tokens_per_second: while tokens came; None where they were too few to tell.
         pictures: in the prompt; `cached` of them had their features in the cache (None: stopped too early to
             tell).
         ending: stop, length or stopped.

@@ -37,7 +37,7 @@ def fault(text: str) -> str:
 
 def facts(pairs: Iterable[tuple[str, str]]) -> str:
     """Names beside values; the values are HTML already."""
-    rows = "".join(f"<dt>{escape(name)}</dt><dd>{value}</dd>" for name, value in pairs)
+    rows = "".join(f"<div><dt>{escape(name)}</dt><dd>{value}</dd></div>" for name, value in pairs)
     return f'<dl class="okv-facts">{rows}</dl>'
 
 

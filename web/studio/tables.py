@@ -50,9 +50,9 @@ def details(adapter: AdapterRecord, version: VersionRecord) -> str:
     """One version: where it comes from, how good it is, what the gate found."""
     told = {
         "Scores": version.metrics,
-        "Lineage": version.lineage,
         "Parity gate": version.verification,
         "Binds to": version.components,
+        "Lineage": version.lineage,
     }
     error = fault(version.error) if version.error else ""
     sections = [_section("Version", facts(_identity(adapter, version)))]
