@@ -126,7 +126,7 @@ def clear(page: Page) -> None:
 
 
 def fill(field: Locator, value: str) -> None:
-    """Type into a field under Sampling. What is typed while the page still settles is set back: type it again."""
+    """Type into a field under Sampling; again where the page, still settling, sets it back."""
     for _ in range(10):
         field.fill(value)
         field.press("Tab")
