@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from okavango.modalities.base import Base, load_decoder, load_head
 from okavango.modalities.content import Limits, Message, Part, Text
 from okavango.modalities.image import ImageEncoder, decode_image
-from okavango.modalities.lora import CONFIG
+from okavango.modalities.peft_files import CONFIG
 from okavango.modalities.probes import Probe, write_probes
 from okavango.modalities.projector import ProjectionHead, bind_head, pool
 from okavango.modalities.prompt import Renderer

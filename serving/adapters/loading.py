@@ -15,7 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from okavango.modalities.base import Base
-from okavango.modalities.lora import LoraWeights, Target, read_peft
+from okavango.modalities.lora import LoraWeights, Target
+from okavango.modalities.peft_files import read_peft
 from okavango.modalities.projector import HeadSpec, ProjectionHead, bind_head
 from okavango.platform.bundle import Manifest, read_manifest
 from okavango.platform.errors import BindError

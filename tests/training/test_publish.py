@@ -12,7 +12,8 @@ from training_fixtures import Workshop, text_row, write_rows
 from okavango.modalities.base import load_decoder, load_head
 from okavango.modalities.embed import place
 from okavango.modalities.image import ImageEncoder, decode_image
-from okavango.modalities.lora import find_targets, read_peft
+from okavango.modalities.lora import find_targets
+from okavango.modalities.peft_files import read_peft
 from okavango.modalities.probes import read_probes
 from okavango.modalities.projector import HeadSpec, ProjectionHead, bind_head, pool
 from okavango.modalities.prompt import Renderer

@@ -1,0 +1,144 @@
+"""Binding PEFT's files: every tensor fits, or the file is refused with its name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+
+from okavango.modalities.base import load_decoder
+from okavango.modalities.lora import find_targets
+from okavango.modalities.peft_files import CONFIG, WEIGHTS, read_peft
+from okavango.platform.errors import BindError, UnsupportedError
+
+
+@pytest.fixture(scope="module")
+def decoder(tiny_base):
+    return load_decoder(tiny_base, torch.float32)
+
+
+def write_peft(decoder, folder: Path, **options) -> Path:
+    from copy import deepcopy
+
+    config = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"], "init_lora_weights": False}
+    model = get_peft_model(deepcopy(decoder), LoraConfig(**{**config, **options}))
+    model.save_pretrained(str(folder), save_embedding_layers=False)
+    return folder
+
+
+def edit_weights(folder: Path, change) -> None:
+    tensors = load_file(folder / WEIGHTS)
+    change(tensors)
+    save_file(tensors, folder / WEIGHTS)
+
+
+def edit_config(folder: Path, **values) -> None:
+    path = folder / CONFIG
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"target_modules": "all-linear"},
+        {"use_rslora": True},
+        {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"layers.1.self_attn.v_proj": 3}},
+        {"target_modules": ["up_proj"], "layers_to_transform": [1]},
+    ],
+)
+def test_scales_ranks_and_patterns_are_pefts(decoder, tmp_path, options):
+    weights = read_peft(write_peft(decoder, tmp_path, **options), find_targets(decoder))
+    from copy import deepcopy
+
+    from peft import PeftModel
+
+    model = PeftModel.from_pretrained(deepcopy(decoder), tmp_path)
+    found = 0
+    for name, module in model.base_model.model.named_modules():
+        if hasattr(module, "get_delta_weight"):
+            a, b = weights.factors[name]
+            assert torch.allclose((a.T @ b).T, module.get_delta_weight("default"), atol=1e-6)
+            found += 1
+    assert found == len(weights.factors) > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        ({"use_dora": True}, "use_dora"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"bias": "lora_only"}, "bias"),
+        ({"trainable_token_indices": [1]}, "trainable_token_indices"),
+    ],
+)
+def test_what_is_not_served_is_refused_by_name(decoder, tmp_path, options, word):
+    with pytest.raises(UnsupportedError, match=word):
+        read_peft(write_peft(decoder, tmp_path, **options), find_targets(decoder))
+
+
+def test_weights_that_changed_the_base_are_refused(decoder, tmp_path):
+    edit_config(write_peft(decoder, tmp_path), init_lora_weights="pissa_niter_4")
+    with pytest.raises(UnsupportedError, match="changes the base"):
+        read_peft(tmp_path, find_targets(decoder))
+
+
+def test_another_peft_type_is_refused(decoder, tmp_path):
+    edit_config(write_peft(decoder, tmp_path), peft_type="IA3")
+    with pytest.raises((UnsupportedError, BindError)):
+        read_peft(tmp_path, find_targets(decoder))
+
+
+Q0 = "base_model.model.model.layers.0.self_attn.q_proj"
+
+
+def _rename(tensors) -> None:
+    tensors[Q0.replace("q_proj", "w_proj") + ".lora_A.weight"] = tensors.pop(Q0 + ".lora_A.weight")
+
+
+def _nan(tensors) -> None:
+    tensors[Q0 + ".lora_B.weight"][0, 0] = float("nan")
+
+
+def _drop_layer(tensors) -> None:
+    del tensors[Q0 + ".lora_A.weight"], tensors[Q0 + ".lora_B.weight"]
+
+
+def _output_layer(tensors) -> None:
+    for factor in "AB":
+        tensors[f"base_model.model.lm_head.lora_{factor}.weight"] = torch.ones(4, 4)
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        (_rename, "w_proj"),
+        (_nan, "not finite"),
+        (_drop_layer, "no tensors for it"),
+        (_output_layer, "lm_head"),
+        (lambda t: t.pop(Q0 + ".lora_B.weight"), "only lora_A"),
+        (lambda t: t.update({Q0 + ".lora_A.weight": torch.ones(4, 63)}), "shapes"),
+        (lambda t: t.update({Q0 + ".lora_A.weight": torch.ones(5, 64)}), "shapes"),
+        (lambda t: t.update({"some.other": torch.ones(1)}), "no LoRA factor"),
+        (lambda t: t.clear(), "no tensors"),
+    ],
+)
+def test_a_tensor_that_does_not_bind_is_named(decoder, tmp_path, change, word):
+    edit_weights(write_peft(decoder, tmp_path), change)
+    with pytest.raises(BindError, match=word):
+        read_peft(tmp_path, find_targets(decoder))
+
+
+def test_torn_and_missing_files_are_bind_errors(decoder, tmp_path):
+    write_peft(decoder, tmp_path)
+    data = (tmp_path / WEIGHTS).read_bytes()
+    (tmp_path / WEIGHTS).write_bytes(data[: len(data) // 2])
+    with pytest.raises(BindError, match="cannot be read"):
+        read_peft(tmp_path, find_targets(decoder))
+    (tmp_path / CONFIG).unlink()
+    with pytest.raises(BindError, match="not a PEFT adapter"):
+        read_peft(tmp_path, find_targets(decoder))
