@@ -51,7 +51,7 @@ def test_eight_pictures_are_learned_by_heart(workshop: Workshop) -> None:
     "values",
     [
         {"lora": {"r": 4, "targets": ["q_proj", "v_proj"]}},
-        {"lora": {"r": 4, "alpha": 5, "use_rslora": True, "targets": r".*layers\.1\.mlp\..*"}},
+        {"lora": {"r": 4, "alpha": 5, "use_rslora": True, "targets": r".*layers\.1\.mlp\.\w+_proj"}},
         {"head": {"train": False}},
         {"precision": "bf16", "system": "You are brief."},
     ],

@@ -87,15 +87,20 @@ def url(catalog_url: str) -> str:
 
 
 def test_no_job_is_claimed_twice(url: str, racers: list[Racer]) -> None:
+    assert any(race_for_jobs(url, racers) > 1 for _ in range(10)), "nobody raced"
+
+
+def race_for_jobs(url: str, racers: list[Racer]) -> int:
+    """How many racers got any of 60 new jobs; on a busy machine one may take them all."""
     catalog = Catalog(url)
     created = {catalog.create_job("train", f"job {i}", {}).id for i in range(60)}
     claims = race(racers, "claim_all", [{"url": url, "worker": f"w{i}"} for i in range(NUM_RACERS)])
     claimed = [job for jobs in claims for job in jobs]
     assert len(claimed) == len(created)
     assert set(claimed) == created
-    assert sum(1 for jobs in claims if jobs) > 1, "nobody raced"
-    owners = {job.id: job.worker for job in catalog.list_jobs("running")}
+    owners = {job.id: job.worker for job in catalog.list_jobs("running") if job.id in created}
     assert owners == {job: f"w{i}" for i, jobs in enumerate(claims) for job in jobs}
+    return sum(1 for jobs in claims if jobs)
 
 
 def test_versions_get_distinct_numbers(url: str, racers: list[Racer]) -> None:
