@@ -1,0 +1,230 @@
+"""Load any OpenAI-compatible server, and measure it from outside.
+
+    python benchmarks/serving.py --url http://127.0.0.1:8000 --model starter
+    python benchmarks/serving.py --url … --model a --model b --requests 64 --rate 4
+    python benchmarks/serving.py --url … --model starter --concurrency 1     the rate of a single stream
+    python benchmarks/serving.py --url … --model 'base {"lora": [{"id": 0, "scale": 1}]}'
+
+Requests are spread over the models. Either so many are under way at any time (--concurrency), or they arrive
+at random, so many a second (--rate). Ends with 1 if a request failed. docs/benchmarks.md tells more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import secrets
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from client import Call, Client, Reply
+from machine import describe
+from rich.console import Console
+from rich.table import Table
+from timing import Figures, Spread, Trace, by_model
+from workload import Prompts, poisson, spread
+
+EXTRAS_HELP = "send ignore_eos and min_tokens, so that answers are as long as asked for"
+
+
+@dataclass(frozen=True)
+class Model:
+    """Whom to ask; `body`: keys that its requests carry, for servers that choose adapters otherwise."""
+
+    name: str
+    body: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, text: str) -> Model:
+        """NAME, or NAME {JSON}."""
+        name, _, body = text.partition(" ")
+        return cls(name, parse_object(body) if body.strip() else {})
+
+
+@dataclass(frozen=True)
+class Form:
+    """What is the same in all requests."""
+
+    endpoint: str
+    tokens: str
+    answer: int
+    stream: bool
+    vocabulary: int
+    body: dict[str, Any]
+
+    def call(self, model: Model, prompts: Prompts, number: int) -> Call:
+        prompt: Any = prompts.text(number)
+        if self.tokens == "ids":
+            prompt = prompts.ids(number, self.vocabulary)
+        chat = self.endpoint == "chat"
+        question = {"messages": [{"role": "user", "content": prompt}]} if chat else {"prompt": prompt}
+        body = {"model": model.name, **question, "max_tokens": self.answer, "temperature": 0, **self.body}
+        body |= {"stream": True} if self.stream else {}
+        path = "/v1/chat/completions" if chat else "/v1/completions"
+        return Call(model.name, path, json.dumps(body | model.body).encode(), self.answer)
+
+
+def main() -> int:
+    options = parse_options()
+    # Drawn unless given: a server that keeps prefixes knows the prompts of the seed before.
+    options.seed = options.seed or secrets.token_hex(4)
+    prompts = Prompts(options.seed, options.prompt, options.shared)
+    warming = Prompts(f"{options.seed}/warming", options.prompt)
+    form, models = form_of(options), list(dict.fromkeys(options.model))
+    asked = spread(options.seed, options.requests, [Model.parse(each) for each in models], options.skew)
+    calls = [form.call(model, prompts, i) for i, model in enumerate(asked)]
+    first = [form.call(Model.parse(each), warming, i) for i, each in enumerate(models * options.warming)]
+    traces = [reply.trace() for reply in asyncio.run(load(options, first, calls))]
+    report(options, traces)
+    failed = [trace.error for trace in traces if trace.error is not None]
+    return 1 if failed else 0
+
+
+async def load(options: argparse.Namespace, warming: Sequence[Call], calls: Sequence[Call]) -> list[Reply]:
+    async with Client(options.url, options.key, options.timeout) as client:
+        await closed(client, warming, 1)
+        if options.rate is None:
+            return await closed(client, calls, options.concurrency)
+        return await opened(client, calls, poisson(options.seed, len(calls), options.rate))
+
+
+async def closed(client: Client, calls: Iterable[Call], concurrency: int) -> list[Reply]:
+    """So many requests are under way at any time."""
+    queue = iter(calls)
+
+    async def work() -> list[Reply]:
+        return [await client.ask(call) for call in queue]
+
+    found = await asyncio.gather(*(work() for _ in range(concurrency)))
+    return [reply for replies in found for reply in replies]
+
+
+async def opened(client: Client, calls: Iterable[Call], arrivals: Iterable[float]) -> list[Reply]:
+    """Requests come when they come, however many are under way."""
+    began = time.perf_counter()
+
+    async def ask(call: Call, arrival: float) -> Reply:
+        await asyncio.sleep(max(0.0, began + arrival - time.perf_counter()))
+        return await client.ask(call)
+
+    return await asyncio.gather(*(ask(*each) for each in zip(calls, arrivals, strict=True)))
+
+
+def parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    add = parser.add_argument
+    add("--url", required=True, help="the server, with or without /v1")
+    add("--model", required=True, action="append", help='NAME or NAME {"key": …}; repeat to spread requests')
+    add(
+        "--skew",
+        type=float,
+        default=0.0,
+        help="the k-th model is asked with weight k^-SKEW (default: in turn)",
+    )
+    add("--requests", type=at_least(1), default=64)
+    pace = parser.add_mutually_exclusive_group()
+    pace.add_argument("--concurrency", type=at_least(1), default=16, help="requests under way (default: 16)")
+    pace.add_argument("--rate", type=float, help="requests a second, arriving at random (Poisson)")
+    add("--prompt", type=at_least(1), default=128, help="tokens or words of a prompt (default: 128)")
+    add("--shared", type=at_least(0), default=0, help="of which so many are the same in all prompts")
+    add("--answer", type=at_least(1), default=64, help="tokens of an answer (default: 64)")
+    add("--endpoint", choices=("completions", "chat"), default="completions")
+    add("--tokens", choices=("ids", "text"), help="form of a prompt (default: ids; text for chat)")
+    add("--vocabulary", type=at_least(1), default=32000, help="ids are below (default: 32000)")
+    add("--stream", action=argparse.BooleanOptionalAction, default=True)
+    add("--usage", action=argparse.BooleanOptionalAction, default=True, help="ask streams for token counts")
+    add("--extras", action=argparse.BooleanOptionalAction, default=True, help=EXTRAS_HELP)
+    add("--body", type=parse_object, default={}, help="JSON object: more keys for every request")
+    add("--warming", type=at_least(0), default=1, help="unmeasured requests to each model first (default: 1)")
+    add("--seed", help="of prompts, arrivals and spread; drawn and reported by default")
+    add("--key", help="API key")
+    add("--timeout", type=float, default=600.0, help="seconds without a byte (default: 600)")
+    add("--out", type=Path, help="write the figures as JSON")
+    options = parser.parse_args()
+    if options.endpoint == "chat" and options.tokens == "ids":
+        parser.error("--endpoint chat takes text: drop --tokens ids")
+    if options.rate is not None and options.rate <= 0:
+        parser.error("--rate must be above 0")
+    return options
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if int(text) < least:
+            raise argparse.ArgumentTypeError(f"must be at least {least}, not {text}")
+        return int(text)
+
+    return parse
+
+
+def parse_object(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"not JSON: {text}") from error
+    if not isinstance(found, dict):
+        raise argparse.ArgumentTypeError(f"not a JSON object: {text}")
+    return found
+
+
+def form_of(options: argparse.Namespace) -> Form:
+    body: dict[str, Any] = {"ignore_eos": True, "min_tokens": options.answer} if options.extras else {}
+    if options.stream and options.usage:
+        body["stream_options"] = {"include_usage": True}
+    return Form(
+        endpoint=options.endpoint,
+        tokens=options.tokens or ("text" if options.endpoint == "chat" else "ids"),
+        answer=options.answer,
+        stream=options.stream,
+        vocabulary=options.vocabulary,
+        body=body | options.body,
+    )
+
+
+def report(options: argparse.Namespace, traces: Sequence[Trace]) -> None:
+    figures = Figures.of(traces)
+    Console().print(table_of(options, figures))
+    if options.out is not None:
+        asked = {name: value for name, value in vars(options).items() if name not in {"out", "key"}}
+        models = {model: asdict(each) for model, each in by_model(traces).items()}
+        found = {"options": asked, "figures": asdict(figures), "models": models}
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps({**describe(["httpx"]), **found}, indent=2) + "\n")
+
+
+def table_of(options: argparse.Namespace, figures: Figures) -> Table:
+    pace = f"{options.rate:g} a second" if options.rate else f"{options.concurrency} at once"
+    title = (
+        f"{figures.requests} requests, {pace}, {options.prompt} in, {options.answer} out, seed {options.seed}"
+    )
+    table = Table(title=title, show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    table.add_row("output tokens/s", f"{figures.output_rate:.1f}")
+    table.add_row("answers/s", f"{figures.request_rate:.2f}")
+    table.add_row("tokens in, out", f"{figures.prompt_tokens}, {figures.output_tokens}")
+    table.add_row("time to first token, ms (p50, p95, p99)", milliseconds(figures.first))
+    table.add_row("between tokens, ms (p50, p95, p99)", milliseconds(figures.gap))
+    table.add_row("whole answer, ms (p50, p95, p99)", milliseconds(figures.whole))
+    if figures.decode_rate is not None:
+        table.add_row("tokens/s of one stream after its first (median)", f"{figures.decode_rate:.1f}")
+    if figures.short:
+        table.add_row("[yellow]answers shorter than asked for", f"[yellow]{figures.short}")
+    for message, count in figures.errors.items():
+        table.add_row(f"[red]{message}", f"[red]{count} failed")
+    return table
+
+
+def milliseconds(spread_: Spread | None) -> str:
+    if spread_ is None:
+        return "–"
+    return ", ".join(f"{seconds * 1000:.1f}" for seconds in (spread_.p50, spread_.p95, spread_.p99))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
