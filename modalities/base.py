@@ -180,6 +180,17 @@ def load_decoder(
     return model.eval().requires_grad_(False)
 
 
+def empty_decoder(base: Base) -> PreTrainedModel:
+    """The decoder's modules without its weights (on torch's meta device), to look at names and shapes."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(base.decoder.path, local_files_only=True)
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    return model
+
+
 def load_tokenizer(base: Base) -> PreTrainedTokenizerBase:
     """The decoder's tokenizer.
 

@@ -4,7 +4,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from dataclasses import fields
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +24,28 @@ from okavango.platform.errors import BindError, UnsupportedError
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 _PREFIX = "base_model.model."
-_REFUSED = (
-    "use_dora",
-    "modules_to_save",
-    "target_parameters",
-    "trainable_token_indices",
-    "layer_replication",
-    "lora_bias",
-    "alora_invocation_tokens",
-    "use_qalora",
-    "arrow_config",
-    "use_bdlora",
-    "kasa_config",
-    "monteclora_config",
-)
+_SHOWN = 20  # names in one message
+_REFUSED = {
+    "use_dora": "DoRA",
+    "modules_to_save": "training modules whole, as embeddings and output layer,",
+    "target_parameters": "LoRA on bare parameters, as those of routed experts,",
+    "trainable_token_indices": "training single tokens' embeddings",
+    "layer_replication": "repeating layers",
+    "lora_bias": "a bias of LoRA's own",
+    "alora_invocation_tokens": "LoRA that begins at a token",
+    "use_qalora": "QALoRA",
+    "arrow_config": "Arrow routing",
+    "use_bdlora": "block-diagonal LoRA",
+    "kasa_config": "KaSA",
+    "monteclora_config": "MonteCLoRA",
+}
+# what PEFT calls tensors that are no factors of a linear layer
+_OTHER_TENSORS = {
+    "lora_embedding_": "LoRA on embeddings",
+    "lora_magnitude_vector": "DoRA",
+    "token_adapter": "training single tokens' embeddings",
+}
+_MERGE = "merge it into its base with PEFT's merge_and_unload, and serve that as a base"
 # initialisations that change the base's own weights, so that the factors mean nothing without them
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
@@ -49,68 +60,127 @@ def read_peft(folder: Path, targets: Sequence[Target]) -> LoraWeights:
     config = _read_config(folder)
     shapes = {target.name: target for target in targets}
     pairs = _pairs(folder)
-    _check_names(config, set(pairs), set(shapes), folder)
+    _check_names(config, set(pairs), set(shapes))
     factors = {}
     for name, pair in pairs.items():
-        a, b = _checked(pair, shapes[name], config, folder)
+        a, b = _checked(pair, shapes[name], config)
         factors[name] = (a, b.T.contiguous() * _scale(config, name))
     return LoraWeights(factors, max(a.shape[0] for a, _ in factors.values()))
 
 
 def _read_config(folder: Path) -> LoraConfig:
+    path = folder / CONFIG
+    raw = _read_json(path)
+    kind = raw.get("peft_type", "LORA")
+    if kind != "LORA":
+        raise UnsupportedError(f"PEFT type {kind} is not served; only LoRA is", where=str(path))
+    _check_known(raw, path)
     try:
-        config = LoraConfig.from_pretrained(str(folder))
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise BindError(f"not a PEFT adapter: {error}", where=str(folder / CONFIG)) from error
-    if not isinstance(config, LoraConfig):
-        raise UnsupportedError(
-            f"PEFT type {config.peft_type.value} is not served; only LORA is", where=str(folder / CONFIG)
-        )
-    for option in _REFUSED:
+        config = LoraConfig(**raw)
+    except (ImportError, TypeError, ValueError) as error:
+        raise BindError(f"not a PEFT adapter: {error}", where=str(path)) from error
+    _check_options(config, path)
+    return config
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, TypeError, ValueError) as error:
+        raise BindError(f"not a PEFT adapter: {error}", where=str(path)) from error
+
+
+def _check_known(raw: dict[str, Any], path: Path) -> None:
+    """PEFT would ignore an option that it does not know, and with it perhaps what the factors mean."""
+    known = {field.name for field in fields(LoraConfig)}
+    for option in raw.keys() - known:
+        if raw.pop(option):
+            raise UnsupportedError(
+                f"{option}: no such option in PEFT {version('peft')}",
+                where=str(path),
+                remedy="upgrade PEFT, if a newer one made the adapter",
+            )
+
+
+def _check_options(config: LoraConfig, path: Path) -> None:
+    for option, what in _REFUSED.items():
         if getattr(config, option, None):
-            raise UnsupportedError(f"{option} is not served", where=str(folder / CONFIG))
+            raise UnsupportedError(f"{option}: {what} is not served", where=str(path), remedy=_MERGE)
     if str(config.init_lora_weights).lower().startswith(_CHANGES_BASE):
         raise UnsupportedError(
             f"init_lora_weights={config.init_lora_weights!r} changes the base's weights",
-            where=str(folder / CONFIG),
+            where=str(path),
             remedy="convert it with PEFT's save_pretrained(path_initial_model_for_weight_conversion=…)",
         )
     if config.bias != "none":
-        raise UnsupportedError(f"bias={config.bias!r} is not served", where=str(folder / CONFIG))
-    return config
+        raise UnsupportedError(f"bias={config.bias!r} is not served", where=str(path), remedy=_MERGE)
 
 
 def _pairs(folder: Path) -> dict[str, dict[str, Tensor]]:
     """{target name: {"A": [r, I], "B": [O, r]}} in float32."""
-    try:
-        tensors = load_file(folder / WEIGHTS)
-    except (OSError, SafetensorError) as error:
-        raise BindError(f"cannot be read: {error}", where=str(folder / WEIGHTS)) from error
     pairs: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
+    unbound = []
+    for key, tensor in _tensors(folder).items():
         name, _, factor = key.removeprefix(_PREFIX).removesuffix(".weight").rpartition(".lora_")
-        if not key.startswith(_PREFIX) or factor not in ("A", "B"):
-            raise BindError("is no LoRA factor", where=f"{WEIGHTS}: {key}")
-        pairs.setdefault(name, {})[factor] = tensor.float()
+        if key.startswith(_PREFIX) and factor in ("A", "B"):
+            pairs.setdefault(name, {})[factor] = tensor.float()
+        else:
+            unbound.append(key)
+    for mark, what in _OTHER_TENSORS.items():
+        found = [key for key in unbound if mark in key]
+        if found:
+            raise UnsupportedError(f"{what} is not served: {_named(found)}", where=WEIGHTS, remedy=_MERGE)
+    if unbound:
+        raise BindError(f"holds what is no LoRA factor: {_named(unbound)}", where=WEIGHTS)
     if not pairs:
         raise BindError("holds no tensors", where=str(folder / WEIGHTS))
     return pairs
 
 
-def _check_names(config: LoraConfig, found: set[str], known: set[str], folder: Path) -> None:
-    for name in sorted(found - known):
-        raise BindError(
-            "no such linear layer in this base's decoder, or one that cannot be adapted",
-            where=f"{WEIGHTS}: {name}",
+def _tensors(folder: Path) -> dict[str, Tensor]:
+    path = folder / WEIGHTS
+    pickled = path.with_suffix(".bin")
+    if pickled.is_file() and not path.is_file():
+        raise UnsupportedError(
+            "is a pickle, which is never loaded",
+            where=str(pickled),
+            remedy="load it with PEFT where you trust it, and save_pretrained it again",
         )
-    for name in sorted(known - found):
-        if check_target_module_exists(config, name):
-            raise BindError(f"{CONFIG} names this layer, but has no tensors for it", where=name)
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise BindError(f"cannot be read: {error}", where=str(path)) from error
 
 
-def _checked(
-    pair: dict[str, Tensor], target: Target, config: LoraConfig, folder: Path
-) -> tuple[Tensor, Tensor]:
+def _check_names(config: LoraConfig, found: set[str], known: set[str]) -> None:
+    unbound = sorted(found - known)
+    experts = [name for name in unbound if ".experts." in name]
+    if experts:
+        raise UnsupportedError(
+            f"LoRA on routed experts is not served: {_named(experts)}",
+            where=WEIGHTS,
+            remedy="adapt attention and shared experts only",
+        )
+    if unbound:
+        raise BindError(
+            f"{len(unbound)} of its {len(found)} layers are no linear layers of this base's decoder that can "
+            f"be adapted: {_named(unbound)}",
+            where=WEIGHTS,
+            remedy="was it trained on another base? the output layer cannot be adapted, either",
+        )
+    missing = sorted(name for name in known - found if check_target_module_exists(config, name))
+    if missing:
+        raise BindError(
+            f"{CONFIG} names layers, but the file has no tensors for them: {_named(missing)}", where=WEIGHTS
+        )
+
+
+def _named(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
+
+
+def _checked(pair: dict[str, Tensor], target: Target, config: LoraConfig) -> tuple[Tensor, Tensor]:
     where = f"{WEIGHTS}: {target.name}"
     if pair.keys() != {"A", "B"}:
         raise BindError(f"only lora_{next(iter(pair))} is there", where=where)

@@ -1,4 +1,6 @@
-"""`okavango data …` and `okavango train`. Heavy imports stand inside functions (platform/cli.py says why)."""
+"""`okavango data …`, `okavango train` and `okavango adapters import`, which the catalog's own commands cannot
+know: what it needs lies above them. Heavy imports stand inside functions (platform/cli.py says why).
+"""
 
 from __future__ import annotations
 
@@ -10,10 +12,12 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from okavango.platform.catalog.commands import adapters as adapters
 from okavango.platform.config import load_settings
 
 if TYPE_CHECKING:
     from okavango.training.check import Measure, Report
+    from okavango.training.importing import Imported
 
 data = typer.Typer(no_args_is_help=True, help="Make and check datasets.")
 _LARGE = 1 << 20  # bytes from which on a file's check is worth a bar
@@ -161,3 +165,40 @@ def train(
         "head.train": False if no_head else None,
     }
     raise typer.Exit(start(load_settings(), config, flags, resume))
+
+
+@adapters.command("import")
+def import_adapter(
+    folder: Path = typer.Argument(help="A PEFT LoRA directory, as save_pretrained writes it."),
+    name: str = typer.Option(help="The adapter that gets a new version."),
+    base: str | None = typer.Option(
+        None, help="The base that it was trained on; needed if there are several."
+    ),
+) -> None:
+    """Register an adapter that was trained elsewhere, every tensor bound, as a version without probes."""
+    from okavango.modalities.base import find_base
+    from okavango.platform.artifacts import ArtifactStore
+    from okavango.platform.catalog.store import open_catalog
+    from okavango.training.importing import choose_base, import_peft
+
+    settings = load_settings()
+    catalog = open_catalog(settings)
+    try:
+        chosen = find_base(base or choose_base(settings.bases), settings.bases)
+        store = ArtifactStore(settings.artifacts, settings.cache / "artifacts")
+        imported = import_peft(folder, name, chosen, catalog, store)
+    finally:
+        catalog.close()
+    typer.echo("\n".join(_import_lines(imported)))
+
+
+def _import_lines(imported: Imported) -> Iterator[str]:
+    version = imported.version
+    yield f"{version.ref}  {version.digest}"
+    yield f"{_number(imported.layers, 'layer')} of {version.base} adapted, rank {imported.rank}"
+    if imported.made_for:
+        yield f"It names {imported.made_for} as its base."
+    yield f"Every tensor fits {version.base}; without probes a server marks it bound, not ready."
+    if not imported.same_template:
+        yield "A chat template lies beside it that is not the base's; the base's will be used."
+    yield f"Serve it with: okavango serve --base {version.base}"

@@ -122,6 +122,20 @@ def publish(
     registered = version_of_job(catalog, name, job_id)
     if registered is not None:
         return registered
+    return register(catalog, store, folder, base, name, principal=principal, job_id=job_id)
+
+
+def register(
+    catalog: Catalog,
+    store: ArtifactStore,
+    folder: Path,
+    base: Base,
+    name: str,
+    *,
+    principal: str = "local",
+    job_id: str | None = None,
+) -> VersionRecord:
+    """Store a sealed bundle and register it as the adapter's next version; errors as `publish`."""
     digest = store.put(folder)
     manifest = bundle.read_manifest(folder)
     catalog.put_base(base.name, base.digest, base.components, str(base.folder))

@@ -202,14 +202,10 @@ def check_targets(targets: str | Sequence[str], base: Base) -> None:
 
 def _decoder_modules(base: Base) -> tuple[set[str], list[str]]:
     """(names of layers that can be served, names of all modules), without loading a weight."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
+    from okavango.modalities.base import empty_decoder
     from okavango.modalities.lora import find_targets
 
-    config = AutoConfig.from_pretrained(base.decoder.path, local_files_only=True)
-    with torch.device("meta"):
-        decoder = AutoModelForCausalLM.from_config(config)
+    decoder = empty_decoder(base)
     return {target.name for target in find_targets(decoder)}, [name for name, _ in decoder.named_modules()]
 
 

@@ -1,4 +1,7 @@
-"""`okavango adapters` and `okavango db`. Heavy imports stand inside functions (platform/cli.py says why)."""
+"""`okavango adapters` (training adds `import` to it) and `okavango db`.
+
+Heavy imports stand inside functions (platform/cli.py says why).
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,9 @@ if TYPE_CHECKING:
     from okavango.platform.catalog.records import AdapterRecord, VersionRecord
     from okavango.platform.catalog.store import Catalog
 
-adapters = typer.Typer(no_args_is_help=True, help="The adapters of the catalog: list, look at, promote.")
+adapters = typer.Typer(
+    no_args_is_help=True, help="The adapters of the catalog: list, look at, import, promote."
+)
 db = typer.Typer(no_args_is_help=True, help="The catalog's database: bring it up to date, check it.")
 
 AS_JSON = typer.Option(False, "--json", help="Print JSON, for programs.")
@@ -29,7 +34,9 @@ def list_adapters(as_json: bool = AS_JSON) -> None:
     if as_json:
         _print_json([asdict(adapter) for adapter in found])
     elif not found:
-        typer.echo("There is no adapter yet: `okavango train` makes one.")
+        typer.echo(
+            "There is no adapter yet: `okavango train` makes one, `okavango adapters import` takes one in."
+        )
     else:
         _print_adapters(found)
 

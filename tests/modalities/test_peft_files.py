@@ -74,6 +74,8 @@ def test_scales_ranks_and_patterns_are_pefts(decoder, tmp_path, options):
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
         ({"bias": "lora_only"}, "bias"),
         ({"trainable_token_indices": [1]}, "trainable_token_indices"),
+        ({"target_modules": ["q_proj", "embed_tokens"]}, "LoRA on embeddings"),
+        ({"target_parameters": ["self_attn.q_proj.weight"], "target_modules": ["v_proj"]}, "routed experts"),
     ],
 )
 def test_what_is_not_served_is_refused_by_name(decoder, tmp_path, options, word):
@@ -88,8 +90,17 @@ def test_weights_that_changed_the_base_are_refused(decoder, tmp_path):
 
 
 def test_another_peft_type_is_refused(decoder, tmp_path):
-    edit_config(write_peft(decoder, tmp_path), peft_type="IA3")
-    with pytest.raises((UnsupportedError, BindError)):
+    for kind in ("IA3", "ADALORA"):  # AdaLoRA's configuration is a LoRA's, too
+        edit_config(write_peft(decoder, tmp_path), peft_type=kind)
+        with pytest.raises(UnsupportedError, match=f"{kind} is not served"):
+            read_peft(tmp_path, find_targets(decoder))
+
+
+def test_an_option_of_a_newer_peft_is_refused_unless_it_is_off(decoder, tmp_path):
+    edit_config(write_peft(decoder, tmp_path), use_tomorrows_lora=False, another=None)
+    assert read_peft(tmp_path, find_targets(decoder)).rank == 4
+    edit_config(tmp_path, use_tomorrows_lora=True)
+    with pytest.raises(UnsupportedError, match="use_tomorrows_lora: no such option in PEFT"):
         read_peft(tmp_path, find_targets(decoder))
 
 
@@ -108,6 +119,20 @@ def _drop_layer(tensors) -> None:
     del tensors[Q0 + ".lora_A.weight"], tensors[Q0 + ".lora_B.weight"]
 
 
+def _rename_two(tensors) -> None:
+    _rename(tensors)
+    for factor in "AB":
+        name = f"{Q0}.lora_{factor}.weight"
+        tensors[name.replace("layers.0", "layers.9")] = torch.ones(4, 4)
+
+
+def _routed_expert(tensors) -> None:
+    for factor in "AB":
+        tensors[f"base_model.model.model.layers.0.mlp.experts.3.up_proj.lora_{factor}.weight"] = torch.ones(
+            4, 4
+        )
+
+
 def _output_layer(tensors) -> None:
     for factor in "AB":
         tensors[f"base_model.model.lm_head.lora_{factor}.weight"] = torch.ones(4, 4)
@@ -118,18 +143,40 @@ def _output_layer(tensors) -> None:
     [
         (_rename, "w_proj"),
         (_nan, "not finite"),
-        (_drop_layer, "no tensors for it"),
+        (_drop_layer, r"no tensors for them: model\.layers\.0\.self_attn\.q_proj"),
         (_output_layer, "lm_head"),
+        (
+            _rename_two,
+            r"2 of its 6 layers .*layers\.0\.self_attn\.w_proj, model\.layers\.9\.self_attn\.q_proj",
+        ),
         (lambda t: t.pop(Q0 + ".lora_B.weight"), "only lora_A"),
         (lambda t: t.update({Q0 + ".lora_A.weight": torch.ones(4, 63)}), "shapes"),
         (lambda t: t.update({Q0 + ".lora_A.weight": torch.ones(5, 64)}), "shapes"),
-        (lambda t: t.update({"some.other": torch.ones(1)}), "no LoRA factor"),
+        (lambda t: t.update({"some.other": torch.ones(1)}), "no LoRA factor: some.other"),
         (lambda t: t.clear(), "no tensors"),
     ],
 )
 def test_a_tensor_that_does_not_bind_is_named(decoder, tmp_path, change, word):
     edit_weights(write_peft(decoder, tmp_path), change)
     with pytest.raises(BindError, match=word):
+        read_peft(tmp_path, find_targets(decoder))
+
+
+def test_routed_experts_are_refused_as_what_they_are(decoder, tmp_path):
+    edit_weights(write_peft(decoder, tmp_path), _routed_expert)
+    with pytest.raises(UnsupportedError, match="routed experts is not served"):
+        read_peft(tmp_path, find_targets(decoder))
+
+
+def test_dora_is_known_by_its_tensors_even_where_the_configuration_hides_it(decoder, tmp_path):
+    edit_config(write_peft(decoder, tmp_path, use_dora=True), use_dora=False)
+    with pytest.raises(UnsupportedError, match="DoRA is not served"):
+        read_peft(tmp_path, find_targets(decoder))
+
+
+def test_a_pickle_is_not_loaded(decoder, tmp_path):
+    (write_peft(decoder, tmp_path) / WEIGHTS).rename(tmp_path / "adapter_model.bin")
+    with pytest.raises(UnsupportedError, match="pickle"):
         read_peft(tmp_path, find_targets(decoder))
 
 
