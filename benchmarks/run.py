@@ -1,261 +1,142 @@
-"""Generation throughput on the starter base: ours, and transformers with PEFT, in turn on the same prompts.
+"""Ours beside transformers' generate with PEFT and its continuous batching, in turn on the same prompts.
 
     make bench                           five rounds, 16 requests of 128 tokens in and 64 out
     make bench ARGS="--rounds 1 --requests 4 --prompt 32 --answer 16"
 
-Prints medians and ratios, and writes them with machine and versions to benchmarks/results/cpu.json. Load of
-other programs slows both sides, but not alike: measure on a machine that does nothing else.
+Prints medians and ratios, and writes them with machine and versions to cpu.json and cpu.md in
+benchmarks/results. Load of other programs slows all sides, but not alike: measure on a machine that does
+nothing else.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
+import subprocess
+import sys
 import tempfile
-import threading
-import time
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
-from peft import PeftModel
+from comparison import Case, Side, Turns, Work, measure
+from ours import Answer, Bundles, Ours
+from peers import Continuous, Generate
+from report import Report, write
 from rich.console import Console
-from rich.table import Table
+from rich.markdown import Markdown
+from timing import Figures
+from workload import poisson
 
-from okavango.modalities.base import Base, find_base, load_decoder
+from okavango.modalities.base import Base, find_base
 from okavango.modalities.build import quiet_transformers
-from okavango.modalities.prompt import Rendered
-from okavango.modalities.tiny_bundle import write_tiny_bundle
-from okavango.platform.bundle import read_manifest
+from okavango.modalities.tiny import write_tiny_base
 from okavango.platform.config import load_settings
 from okavango.serving.engine import Engine, EngineOptions
-from okavango.serving.types import AdapterRef, Event, Request, SamplingParams
 
-RESULTS = Path(__file__).parent / "results" / "cpu.json"
 ADAPTERS = 8
-RANK = 16
-CASES = {"base": 0, "1 adapter": 1, f"{ADAPTERS} adapters mixed": ADAPTERS}
-
-Answers = list[list[int]]
-Run = Callable[[int], Answers]
-"""Adapters, over which the requests are spread in turn (0: the bare base) → the tokens of every answer."""
-
-
-@dataclass(frozen=True)
-class Work:
-    """`requests` prompts of `prompt` random tokens, `answer` tokens each, greedy."""
-
-    requests: int
-    prompt: int
-    answer: int
-
-    def prompts(self, vocabulary: int) -> list[tuple[int, ...]]:
-        generator = torch.Generator().manual_seed(0)
-        ids = torch.randint(100, vocabulary, (self.requests, self.prompt), generator=generator)
-        return [tuple(row) for row in ids.tolist()]
+BASE, ONE, MIXED = "base", "1 adapter", f"{ADAPTERS} adapters mixed"
+SINGLE, SINGLE_ONE = "single stream", "single stream, adapter"
+TOGETHER = (Case(BASE, 0), Case(ONE, 1), Case(MIXED, ADAPTERS))
+CASES = (*TOGETHER, Case(SINGLE, 0, is_single=True), Case(SINGLE_ONE, 1, is_single=True))
+RATIOS = ((ONE, BASE), (MIXED, BASE), (SINGLE_ONE, SINGLE))
 
 
-@dataclass(frozen=True)
-class Turn:
-    """One case in one round: seconds of each side, and the share of answers with the same first token.
+class Okavango(Ours):
+    """Our engine as a side of the comparison."""
 
-    Later tokens say little: the adapters are random, and once one token differs, all that follow may.
-    """
+    def __init__(self, engine: Engine, bundles: Bundles) -> None:
+        super().__init__(engine)
+        self.refs = bundles.refs
 
-    ours: float
-    peer: float
-    same_first: float
+    def can(self, adapters: int) -> bool:
+        return True
 
-    @property
-    def ratio(self) -> float:
-        return self.peer / self.ours
-
-
-@dataclass(frozen=True)
-class Summary:
-    """One case: medians over the rounds of generated tokens a second, the time for prompts included, and of
-    the ratio of two runs that stood next to each other."""
-
-    okavango: float
-    peer: float
-    ratio: float
-    lowest: float
-    highest: float
-    same_first: float
-
-    @classmethod
-    def of(cls, turns: Sequence[Turn], tokens: int) -> Summary:
-        ratios = [turn.ratio for turn in turns]
-        return cls(
-            okavango=tokens / statistics.median(turn.ours for turn in turns),
-            peer=tokens / statistics.median(turn.peer for turn in turns),
-            ratio=statistics.median(ratios),
-            lowest=min(ratios),
-            highest=max(ratios),
-            same_first=statistics.mean(turn.same_first for turn in turns),
-        )
-
-
-class Bundles:
-    """Random adapters on disk, by digest."""
-
-    def __init__(self, base: Base, folder: Path) -> None:
-        self.folders = [folder / str(i) for i in range(ADAPTERS)]
-        for i, path in enumerate(self.folders):
-            write_tiny_bundle(path, base, seed=i, rank=RANK, head=False, probes=False)
-        self.refs = [AdapterRef(f"a{i}", 1, read_manifest(p).digest) for i, p in enumerate(self.folders)]
-
-    def fetch(self, digest: str) -> Path:
-        return next(p for p, ref in zip(self.folders, self.refs, strict=True) if ref.digest == digest)
-
-
-class Ours:
-    """The engine, from submitted requests to their last events."""
-
-    def __init__(self, engine: Engine, refs: Sequence[AdapterRef], work: Work) -> None:
-        self.engine, self.refs, self.work = engine, refs, work
-        self.prompts = work.prompts(engine.core.runner.decoder.config.vocab_size)
-
-    def run(self, adapters: int) -> Answers:
-        answers: Answers = [[] for _ in self.prompts]
-        done = threading.Semaphore(0)
-        errors: list[Exception] = []
-
-        def sink_of(answer: list[int]) -> Callable[[Event], None]:
-            def sink(event: Event) -> None:
-                answer.extend(event.tokens)
-                errors.extend([event.error] if event.error else [])
-                if event.finish is not None:
-                    done.release()
-
-            return sink
-
-        params = SamplingParams(max_tokens=self.work.answer, temperature=0, ignore_eos=True)
-        for i, prompt in enumerate(self.prompts):
-            ref = self.refs[i % adapters] if adapters else None
-            self.engine.submit(Request(f"r{i}", Rendered(prompt), ref, params), sink_of(answers[i]))
-        for _ in self.prompts:
-            done.acquire()
-        if errors:
-            raise errors[0]
-        return answers
-
-
-class Peer:
-    """transformers' generate over one batch. One adapter is active in PEFT as usual, without the cost of
-    choosing; several are mixed by PEFT's adapter_names, one name a row."""
-
-    def __init__(self, base: Base, bundles: Bundles, work: Work) -> None:
-        self.decoder = load_decoder(base, torch.bfloat16)
-        self.model = PeftModel.from_pretrained(
-            load_decoder(base, torch.bfloat16), bundles.folders[0] / "decoder", adapter_name="a0"
-        )
-        for i, folder in enumerate(bundles.folders[1:], start=1):
-            self.model.load_adapter(folder / "decoder", adapter_name=f"a{i}")
-        self.model.to(torch.bfloat16).eval()
-        self.work = work
-        self.ids = torch.tensor(work.prompts(self.decoder.config.vocab_size))
-
-    @torch.inference_mode()
-    def run(self, adapters: int) -> Answers:
-        options = {
-            "input_ids": self.ids,
-            "attention_mask": torch.ones_like(self.ids),
-            "min_new_tokens": self.work.answer,
-            "max_new_tokens": self.work.answer,
-            "do_sample": False,
-        }
-        if adapters > 1:
-            options["adapter_names"] = [f"a{i % adapters}" for i in range(len(self.ids))]
-        found = (self.model if adapters else self.decoder).generate(**options)  # type: ignore[operator]
-        return found[:, self.ids.shape[1] :].tolist()
+    def run(self, prompts: Sequence[Sequence[int]], adapters: int, length: int, **pace: Any) -> list[Answer]:
+        return self.ask(prompts, self.refs[:adapters], length, **pace)
 
 
 def main() -> None:
     options = parse_options()
     work = Work(options.requests, options.prompt, options.answer)
-    base = find_base("starter", load_settings().bases)
     with tempfile.TemporaryDirectory() as folder, quiet_transformers(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PEFT's, about a base whose name is no id on a hub
-        bundles = Bundles(base, Path(folder))
-        peer = Peer(base, bundles, work)
-        engine = Engine(base, bundles, EngineOptions(dtype="bfloat16", slots=ADAPTERS))
-        engine.start()
-        found = measure(Ours(engine, bundles.refs, work).run, peer.run, options.rounds)
-        engine.stop()
-    report(work, found)
+        base = base_of(options.base, Path(folder))
+        bundles = Bundles.write(base, Path(folder), ADAPTERS)
+        found = compare(options, base, bundles, work)
+    shown = write(found, options.out, "cpu")
+    Console().print(Markdown(shown))
 
 
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    for name, number in (("rounds", 5), ("requests", 16), ("prompt", 128), ("answer", 64)):
+    numbers = {"rounds": 5, "requests": 16, "prompt": 128, "answer": 64, "arrivals": 64}
+    for name, number in numbers.items():
         parser.add_argument(f"--{name}", type=int, default=number, help=f"default: {number}")
+    parser.add_argument("--base", default="starter", help='a base, or "tiny" for a quick look')
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="a folder")
     return parser.parse_args()
 
 
-def measure(ours: Run, peer: Run, rounds: int) -> dict[str, list[Turn]]:
-    """Every case in every round, after an unmeasured one. The sides take turns in going first."""
-    found: dict[str, list[Turn]] = {case: [] for case in CASES}
-    for number in range(rounds + 1):
-        for case, adapters in CASES.items():
-            order = [ours, peer] if number % 2 else [peer, ours]
-            timed = {run: time_run(run, adapters) for run in order}
-            if number > 0:
-                found[case].append(compare(timed[ours], timed[peer]))
+def base_of(name: str, folder: Path) -> Base:
+    return write_tiny_base(folder / "tiny") if name == "tiny" else find_base(name, load_settings().bases)
+
+
+def compare(options: argparse.Namespace, base: Base, bundles: Bundles, work: Work) -> Report:
+    memory = measure_memory(options, base, bundles, work)
+    engine = Engine(base, bundles, engine_options(options))
+    engine.start()
+    ours, dtype = Okavango(engine, bundles), getattr(torch, options.dtype)
+    continuous = Continuous(base, dtype, work.requests, work.prompt, work.answer)
+    sides: list[Side] = [ours, Generate(base, bundles, dtype), continuous]
+    turns = measure(sides, CASES, work, ours.vocabulary, options.rounds)
+    continuous.close()
+    arrivals = {case.name: arrive(ours, case, work, options.arrivals, turns) for case in TOGETHER}
+    engine.stop()
+    return Report(
+        dtype=options.dtype,
+        base=base.name,
+        work=work,
+        cases=CASES,
+        turns=turns,
+        ours=ours.name,
+        ratios=RATIOS,
+        memory=memory,
+        arrivals=arrivals,
+        threads=torch.get_num_threads(),
+    )
+
+
+def engine_options(options: argparse.Namespace) -> EngineOptions:
+    return EngineOptions(dtype=options.dtype, slots=ADAPTERS)
+
+
+def arrive(ours: Okavango, case: Case, work: Work, count: int, turns: Turns) -> Figures:
+    """Requests that come at random, at half of the rate at which they were answered when all came at once."""
+    answered = statistics.median(turn.rate for turn in turns[case.name][ours.name]) / work.answer
+    prompts = work.prompts(f"arrivals/{case.name}", count, ours.vocabulary)
+    when = poisson(case.name, count, answered / 2)
+    answers = ours.run(prompts, case.adapters, work.answer, arrivals=when)
+    return Figures.of([answer.trace for answer in answers])
+
+
+def measure_memory(options: argparse.Namespace, base: Base, bundles: Bundles, work: Work) -> dict[str, int]:
+    """Resident bytes of a process that runs our engine alone."""
+    asked = {
+        "base": str(base.folder),
+        "bundles": [str(bundles.fetch(ref.digest)) for ref in bundles.refs],
+        "work": asdict(work),
+        "options": asdict(engine_options(options)),
+    }
+    command = [sys.executable, str(Path(__file__).with_name("resident.py")), json.dumps(asked)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    found: dict[str, int] = json.loads(done.stdout.splitlines()[-1])
     return found
-
-
-def time_run(run: Run, adapters: int) -> tuple[float, Answers]:
-    began = time.perf_counter()
-    answers = run(adapters)
-    return time.perf_counter() - began, answers
-
-
-def compare(ours: tuple[float, Answers], peer: tuple[float, Answers]) -> Turn:
-    assert [len(each) for each in ours[1]] == [len(each) for each in peer[1]], "unequal work"
-    same = [mine[0] == theirs[0] for mine, theirs in zip(ours[1], peer[1], strict=True)]
-    return Turn(ours[0], peer[0], statistics.mean(same))
-
-
-def report(work: Work, found: dict[str, list[Turn]]) -> None:
-    tokens = work.requests * work.answer
-    summary = {case: Summary.of(turns, tokens) for case, turns in found.items()}
-    machine = describe()
-    shape = f"{work.requests} requests at once, {work.prompt} tokens in, {work.answer} out, bfloat16"
-    table = Table(title=f"Generated tokens/s: {shape}, {machine['threads']} threads")
-    for name in ("case", "okavango", "PEFT", "ratio", "its range", "first tokens equal"):
-        table.add_column(name, justify="left" if name == "case" else "right")
-    for case, row in summary.items():
-        numbers = f"{row.okavango:.1f}", f"{row.peer:.1f}", f"{row.ratio:.2f}"
-        table.add_row(case, *numbers, f"{row.lowest:.2f} to {row.highest:.2f}", f"{row.same_first:.0%}")
-    Console().print(table)
-    RESULTS.parent.mkdir(exist_ok=True)
-    cases = {
-        case: {"summary": asdict(row), "turns": [asdict(turn) for turn in found[case]]}
-        for case, row in summary.items()
-    }
-    RESULTS.write_text(json.dumps({**machine, "work": asdict(work), "cases": cases}, indent=2) + "\n")
-
-
-def describe() -> dict[str, object]:
-    """Machine and versions. `load`: processes that ran or waited to, on average over the last minute."""
-    cpus = Path("/proc/cpuinfo")
-    lines = cpus.read_text().splitlines() if cpus.is_file() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return {
-        "machine": names[0] if names else platform.processor(),
-        "cpus": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "load": os.getloadavg()[0],
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in ("okavango", "torch", "transformers", "peft")},
-    }
 
 
 if __name__ == "__main__":

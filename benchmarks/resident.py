@@ -1,0 +1,49 @@
+"""How much memory an engine's process takes under a workload. run.py starts it as a process of its own.
+
+Prints {"loaded": …, "peak": …, "after": …}: resident bytes before the first request, at most, and at the end.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+from pathlib import Path
+
+from comparison import Work
+from ours import Bundles, Ours
+
+from okavango.modalities.base import read_base
+from okavango.modalities.build import quiet_transformers
+from okavango.serving.engine import Engine, EngineOptions
+
+
+def main() -> None:
+    asked = json.loads(sys.argv[1])
+    base, work = read_base(Path(asked["base"])), Work(**asked["work"])
+    bundles = Bundles([Path(folder) for folder in asked["bundles"]])
+    with quiet_transformers():
+        engine = Engine(base, bundles, EngineOptions(**asked["options"]))
+    engine.start()
+    loaded = resident("VmRSS")
+    ours = Ours(engine)
+    for seed, refs in (("base", []), ("mixed", bundles.refs)):
+        ours.ask(work.prompts(seed, work.requests, ours.vocabulary), refs, work.answer)
+    after = resident("VmRSS")
+    engine.stop()
+    print(json.dumps({"loaded": loaded, "peak": resident("VmHWM"), "after": after}))
+
+
+def resident(name: str) -> int:
+    """Bytes of this process alone, without its children. Linux keeps them by name; elsewhere only the peak is
+    known, which on Linux would be the parent's if that was more."""
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    line = next(line for line in status.read_text().splitlines() if line.startswith(f"{name}:"))
+    return int(line.split()[1]) * 1024
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,41 @@
+"""The benchmarks of the engine, as `make bench` starts them, on the tiny base: they run, and their files hold
+what they say. What they measure is not judged here."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+def run(program: str, out: Path, *arguments: str) -> None:
+    command = [sys.executable, str(BENCHMARKS / program), "--base", "tiny", "--out", str(out), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def test_the_comparison_measures_every_side_and_writes_both_files(tmp_path: Path) -> None:
+    work = {"requests": 3, "prompt": 8, "answer": 8}
+    small = [word for name, number in work.items() for word in (f"--{name}", str(number))]
+    run("run.py", tmp_path, "--rounds", "1", "--arrivals", "3", "--dtype", "float32", *small)
+    found = read(tmp_path / "cpu.json")
+    assert found["work"] == work
+    together = {"base", "1 adapter", "8 adapters mixed"}
+    assert set(found["arrivals"]) == together
+    assert set(found["cases"]) == {*together, "single stream", "single stream, adapter"}
+    for name, case in found["cases"].items():
+        bare = "adapter" not in name
+        assert set(case["peers"]) == {"generate + PEFT"} | ({"generate_batch"} if bare else set())
+        # In float32 the same weights and prompts give the same answers on every side.
+        assert {peer["first_equal"] for peer in case["peers"].values()} == {1.0}, name
+    assert found["memory"]["peak"] >= found["memory"]["loaded"] > 0
+    shown = (tmp_path / "cpu.md").read_text()
+    assert f"| 8 adapters mixed | **{found['cases']['8 adapters mixed']['rate']:.1f}** |" in shown
