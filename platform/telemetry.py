@@ -45,6 +45,17 @@ METRICS: dict[str, Metric] = {
     "okavango_kv_blocks_total": Metric("gauge", "Blocks of the KV cache."),
     "okavango_slots_used": Metric("gauge", "Adapter slots that hold an adapter."),
     "okavango_slot_loads_total": Metric("counter", "Adapters copied into a slot."),
+    "okavango_preemptions_total": Metric(
+        "counter", "Requests that lost their blocks and are computed again."
+    ),
+    "okavango_prefix_tokens_total": Metric(
+        "counter", "Prompt tokens found in the cache (hit) or computed (miss).", ("result",)
+    ),
+    "okavango_waits_total": Metric(
+        "counter",
+        "Steps that requests sat out, by what they waited for: seat, blocks, slot, budget, prefix.",
+        ("reason",),
+    ),
     "okavango_encoder_loaded": Metric("gauge", "1 while the encoder is in memory.", ("modality",)),
     "okavango_encoder_runs_total": Metric("counter", "Media that an encoder encoded.", ("modality",)),
     "okavango_feature_cache_hits_total": Metric(

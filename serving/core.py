@@ -46,10 +46,11 @@ class EngineCore:
     def add(self, sequence: Sequence) -> None:
         self.scheduler.add(sequence)
 
-    def abort(self, sequence: Sequence) -> None:
-        """Drop a sequence and free all that it holds."""
+    def abort(self, sequence: Sequence, reason: FinishReason = FinishReason.ABORT) -> None:
+        """Drop a sequence and free all that it holds. Its reader gets what text was held back."""
         self.scheduler.drop(sequence)
-        self._deliver(sequence, Event(finish=FinishReason.ABORT, usage=sequence.usage))
+        text = sequence.stream.flush() if sequence.stream is not None else ""
+        self._deliver(sequence, Event(text, finish=reason, usage=sequence.usage))
 
     def step(self) -> None:
         """One step. Whatever it raises fails its own sequences only."""
@@ -61,8 +62,8 @@ class EngineCore:
             log.exception("a step of %d sequences failed", len(step.chunks))
             self._fail_step(step, error)
             return
-        for chunk in step.chunks:
-            chunk.sequence.num_computed = chunk.end
+        broken = {chunk.sequence for chunk, token in tokens if token is None}
+        self.scheduler.commit(chunk for chunk in step.chunks if chunk.sequence not in broken)
         for chunk, token in tokens:
             if token is None:
                 self._fail([chunk.sequence], _not_finite(chunk.sequence))
@@ -75,6 +76,8 @@ class EngineCore:
         for sequence in step.loads:
             self.runner.load(sequence.slot, sequence.weights)
             self._metrics.count("okavango_slot_loads_total")
+        if not step.chunks:
+            return []
         rows, sampled, position = [], [], 0
         for chunk in step.chunks:
             position += chunk.count
@@ -120,17 +123,23 @@ class EngineCore:
 
     def _fail(self, sequences: Iterable[Sequence], error: OkavangoError) -> None:
         for sequence in sequences:
-            self.scheduler.drop(sequence)
+            # others may have shared its blocks already; nobody new shall meet what may have broken it
+            self.scheduler.drop(sequence, forget=True)
             self._deliver(sequence, Event(finish=FinishReason.ERROR, usage=sequence.usage, error=error))
 
     def _measure(self, step: Step) -> None:
-        metrics, scheduler = self._metrics, self.scheduler
+        metrics, scheduler, tally = self._metrics, self.scheduler, self.scheduler.tally
         metrics.observe("okavango_batch_sequences", len(step.chunks))
         metrics.observe("okavango_batch_tokens", step.num_tokens)
         metrics.gauge("okavango_waiting_requests", len(scheduler.waiting))
         metrics.gauge("okavango_running_requests", len(scheduler.running))
         metrics.gauge("okavango_kv_blocks_used", scheduler.pool.num_used)
         metrics.gauge("okavango_slots_used", len(scheduler.slots.residents))
+        metrics.count("okavango_preemptions_total", tally.preempted)
+        metrics.count("okavango_prefix_tokens_total", tally.reused_tokens, result="hit")
+        metrics.count("okavango_prefix_tokens_total", tally.prefill_tokens, result="miss")
+        for reason, sequences in tally.waits.items():
+            metrics.count("okavango_waits_total", sequences, reason=reason)
 
 
 def _not_finite(sequence: Sequence) -> OkavangoError:

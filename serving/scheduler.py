@@ -1,70 +1,53 @@
 """Which sequences run in a step, and with how many tokens. Plain Python: no torch, no clock.
 
-Continuous batching with chunked prefill: running sequences' next tokens come first, what is left of the
-step's token budget goes to prompts, first come, first served. A sequence is admitted when its slot is free
-and all the KV blocks that it may ever need can be reserved, so that nothing that runs waits for anything.
+Continuous batching with chunked prefill over shared blocks. A step has three parts:
+
+    admit    the most deserving waiting sequences, while there are seats, blocks for their tokens, and slots
+    reuse    full blocks whose content is there already are taken over instead of computed
+    plan     one token for each sequence that generates, what is left of the budget for prompts
+
+Nothing is reserved for tokens to come. Where blocks run out, the least deserving sequence is preempted: it
+loses its blocks, keeps its tokens, and is computed again later, before anybody new is admitted. A sequence
+that was preempted once yields only to those that were, too, and came before it. So the first of these can
+always have every block there is, and everybody finishes in turn.
+
+Slots: a sequence whose adapter finds no slot is passed over. Once the adapters that hold one have been served
+`slot_patience` tokens more than it has, the one with the fewest sequences gets no new ones, until its slot
+is free. These fewest only ever grow fewer, so the slot comes.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 from okavango.serving.adapters.slots import SlotTable
 from okavango.serving.cache.blocks import BlockPool
+from okavango.serving.cache.tables import check_table, missing, next_key, publish, reuse
+from okavango.serving.fairness import FairQueue
 from okavango.serving.sequence import Sequence
+from okavango.serving.step import Chunk as Chunk
+from okavango.serving.step import Step as Step
+from okavango.serving.step import Tally
 
 
 @dataclass(frozen=True)
 class Limits:
-    """`max_step_tokens`: tokens computed in one step, over all sequences."""
+    """What a step may hold.
+
+    Attributes:
+        max_step_tokens: tokens computed in one step, over all sequences.
+        max_prefill_tokens: of these, tokens of prompts while anybody generates; None leaves all that is left.
+        slot_patience: tokens that adapters in slots may be served ahead of one that waits for a slot.
+        weights: shares of the machine by principal; 1 for those that it does not name.
+    """
 
     max_sequences: int
     max_step_tokens: int
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """`count` tokens of a sequence, computed in this step, from position `start`."""
-
-    sequence: Sequence
-    start: int
-    count: int
-
-    @property
-    def end(self) -> int:
-        return self.start + self.count
-
-    @property
-    def samples(self) -> bool:
-        """Whether the chunk reaches the sequence's last token, so that the next one can be picked."""
-        return self.end == len(self.sequence.tokens)
-
-
-@dataclass(frozen=True)
-class Step:
-    """What to do next: copy adapters into slots, then compute chunks, those of one slot adjacent."""
-
-    loads: tuple[Sequence, ...]
-    chunks: tuple[Chunk, ...]
-
-    @property
-    def num_tokens(self) -> int:
-        return sum(chunk.count for chunk in self.chunks)
-
-    @property
-    def segments(self) -> tuple[tuple[int, int, int], ...]:
-        """(slot, first row, end row) of every adapter in the step; the bare base's rows have none."""
-        rows: list[tuple[int, int, int]] = []
-        position = 0
-        for chunk in self.chunks:
-            slot, end = chunk.sequence.slot, position + chunk.count
-            if rows and rows[-1][0] == slot:
-                rows[-1] = (slot, rows[-1][1], end)
-            else:
-                rows.append((slot, position, end))
-            position = end
-        return tuple(row for row in rows if row[0] != 0)
+    max_prefill_tokens: int | None = None
+    slot_patience: int = 1024
+    weights: Mapping[str, float] = field(default_factory=dict)
 
 
 class Scheduler:
@@ -74,8 +57,9 @@ class Scheduler:
         self.pool = pool
         self.slots = slots
         self.limits = limits
-        self.waiting: deque[Sequence] = deque()
+        self.waiting = FairQueue(limits.weights)
         self.running: list[Sequence] = []
+        self.tally = Tally()
 
     @property
     def has_work(self) -> bool:
@@ -83,64 +67,239 @@ class Scheduler:
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence whose adapter and media are at hand. The engine bounds how many there are."""
-        self.waiting.append(sequence)
+        self.waiting.add(sequence)
 
     def schedule(self) -> Step:
+        """The next step. Its chunks must be committed or dropped before the next call.
+
+        A step has no chunks only where it preempted somebody; a later one has some, then.
+        """
+        self.tally = Tally()
         loads = self._admit()
-        budget = self.limits.max_step_tokens
-        chunks = []
-        # the shortest rest first: a running sequence needs one token, a prompt the rest of its own
-        for sequence in sorted(self.running, key=lambda s: s.num_uncomputed > 1):
-            count = min(sequence.num_uncomputed, budget)
-            if count == 0:
-                break
-            budget -= count
-            chunks.append(Chunk(sequence, sequence.num_computed, count))
-            self._grow(sequence, chunks[-1].end)
+        for sequence in self.running:
+            self._reuse(sequence)
+        chunks = self._plan()
         return Step(tuple(loads), tuple(sorted(chunks, key=lambda c: c.sequence.slot)))
 
-    def drop(self, sequence: Sequence) -> None:
-        """Finish or abort a sequence, wherever it is: all that it holds is free at once."""
+    def commit(self, chunks: Iterable[Chunk]) -> None:
+        """A step's chunks are computed: only now others may share the blocks that they filled."""
+        for chunk in chunks:
+            sequence = chunk.sequence
+            sequence.num_computed = chunk.end
+            publish(sequence, chunk.start, chunk.end, self.pool)
+            self.waiting.charge(sequence, max(0, chunk.end - sequence.num_charged))
+            sequence.num_charged = max(sequence.num_charged, chunk.end)
+
+    def drop(self, sequence: Sequence, *, forget: bool = False) -> None:
+        """Finish or abort a sequence, wherever it is: all that it holds is free at once.
+
+        `forget`: nobody shall reuse what is in its blocks.
+        """
         if sequence in self.running:
-            self.running.remove(sequence)
-            self.pool.release(sequence.blocks, unused=sequence.num_reserved)
-            sequence.blocks, sequence.num_reserved = [], 0
-            if sequence.digest is not None:
-                self.slots.release(sequence.digest)
-        elif sequence in self.waiting:
-            self.waiting.remove(sequence)
+            for block in sequence.blocks if forget else ():
+                self.pool.forget(block)
+            self._stop(sequence)
+        elif sequence not in self.waiting:
+            return
+        self.waiting.leave(sequence)
+
+    def _stop(self, sequence: Sequence) -> None:
+        self.running.remove(sequence)
+        self.pool.release(sequence.blocks)
+        sequence.blocks, sequence.num_computed = [], 0
+        if sequence.digest is not None:
+            self.slots.release(sequence.digest)
 
     def _admit(self) -> list[Sequence]:
         """Move sequences from waiting to running, in order; returns those whose adapter must be loaded."""
-        loads = []
-        while self.waiting and len(self.running) < self.limits.max_sequences:
-            sequence = self.waiting[0]
-            needed = self.pool.blocks_for(sequence.num_prompt + sequence.max_tokens)
-            if not self.pool.reserve(needed):
-                break
-            if sequence.digest is not None:
-                lease = self.slots.acquire(sequence.digest)
-                if lease is None:
-                    self.pool.release([], unused=needed)
-                    break
-                sequence.slot = lease.slot
-                if lease.load:
-                    loads.append(sequence)
-            sequence.num_reserved = needed
-            self.running.append(self.waiting.popleft())
+        if not self.waiting:
+            return []
+        loads: list[Sequence] = []
+        draining: dict[str, str] = {}
+        demand = _Demand(self.pool, self.running)
+        passed_over, reason = 0, ""
+        for sequence in self.waiting.heads():
+            if len(self.running) == self.limits.max_sequences:
+                reason = "seat"
+            elif self.running and not demand.fits(sequence, spare=len(self.running)):
+                reason = "blocks"
+            elif self._lease(sequence, loads, draining):
+                self._start(sequence, demand)
+                continue
+            else:
+                passed_over += self.waiting.behind(sequence)
+                continue
+            break
+        self.tally.waits.update(slot=passed_over)
+        if reason:
+            self.tally.waits[reason] += len(self.waiting) - passed_over
         return loads
 
-    def _grow(self, sequence: Sequence, tokens: int) -> None:
-        while len(sequence.blocks) < self.pool.blocks_for(tokens):
-            sequence.blocks.append(self.pool.take())
-            sequence.num_reserved -= 1
+    def _start(self, sequence: Sequence, demand: _Demand) -> None:
+        """Run a sequence. Its flow is charged for its prompt at once, or one flow would get all the seats."""
+        self.waiting.take(sequence)
+        self.running.append(sequence)
+        if sequence.num_charged == 0:
+            self.waiting.charge(sequence, demand.new_tokens(sequence))
+            sequence.num_charged = len(sequence.tokens)
+        demand.add(sequence)
+
+    def _lease(self, sequence: Sequence, loads: list[Sequence], draining: dict[str, str]) -> bool:
+        """Give a sequence its slot; or choose whose slot it shall have. `draining`: adapter → for which."""
+        digest = sequence.digest
+        if digest is None:
+            return True
+        lease = None if digest in draining else self.slots.acquire(digest)
+        if lease is None:
+            self._drain(sequence, digest, draining)
+            return False
+        sequence.slot = lease.slot
+        if lease.load:
+            loads.append(sequence)
+        return True
+
+    def _drain(self, sequence: Sequence, digest: str, draining: dict[str, str]) -> None:
+        if digest in draining or digest in draining.values():
+            return
+        served: dict[str, float] = {}
+        for other in self.running:
+            if other.digest is not None and other.digest not in draining:
+                virtual = self.waiting.virtual(other)
+                served[other.digest] = min(virtual, served.get(other.digest, virtual))
+        bound = self.waiting.virtual(sequence) + self.limits.slot_patience
+        ahead = [d for d in served if served[d] > bound or self.waiting.is_returned(sequence)]
+        if ahead:
+            leases = Counter(s.digest for s in self.running)
+            draining[min(ahead, key=lambda d: (leases[d], d))] = digest
+
+    def _reuse(self, sequence: Sequence) -> None:
+        tokens = reuse(sequence, self.pool)
+        self.tally.reused_tokens += tokens
+        if sequence.num_preempted == 0:
+            sequence.num_reused += tokens
+
+    def _deserts(self, sequence: Sequence) -> tuple[bool, float, int, int]:
+        """Sorts the more deserving first. Who was preempted before stands before all who were not."""
+        if sequence.num_preempted:
+            return False, 0.0, 0, sequence.arrival
+        return True, self.waiting.virtual(sequence), sequence.request.priority, sequence.arrival
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self._stop(sequence)
+        sequence.num_preempted += 1
+        self.tally.preempted += 1
+        self.waiting.put_back(sequence)
+
+    def _plan(self) -> list[Chunk]:
+        chunks: list[Chunk] = []
+        unplanned = sorted(self.running, key=self._deserts)
+        for sequence in [s for s in unplanned if s.num_uncomputed == 1]:
+            is_left = sequence in unplanned
+            if is_left and self._grow(sequence, 1, unplanned, may_yield=True):
+                chunks.append(Chunk(sequence, sequence.num_computed, 1))
+        budget = self.limits.max_step_tokens - len(chunks)
+        if chunks and self.limits.max_prefill_tokens is not None:
+            budget = min(budget, self.limits.max_prefill_tokens)
+        for sequence, most in self._prompts(budget):
+            wanted = min(sequence.num_uncomputed, most, budget)
+            if sequence not in unplanned or wanted == 0:
+                self.tally.waits["budget"] += sequence in unplanned
+                continue
+            count = self._grow(sequence, wanted, unplanned, may_yield=False)
+            self.tally.waits["blocks"] += count == 0
+            if count:
+                chunks.append(Chunk(sequence, sequence.num_computed, count))
+                budget -= count
+                self.tally.prefill_tokens += count
+        return chunks
+
+    def _prompts(self, budget: int) -> Iterator[tuple[Sequence, int]]:
+        """Prompts to compute in order, each with the most tokens that it may have.
+
+        The one that was admitted first has half of the budget, so that it goes on whatever comes; the rest
+        goes to the shortest first, which are soonest out of the way, and what they leave to the first.
+        """
+        ready = self._not_waiting([s for s in self.running if s.num_uncomputed > 1])
+        if not ready:
+            return
+        first, *others = ready
+        others.sort(key=lambda s: s.num_uncomputed)
+        room = budget - sum(s.num_uncomputed for s in others)
+        yield first, max(-(-budget // 2), room)
+        for sequence in others:
+            yield sequence, budget
+
+    def _not_waiting(self, prompts: list[Sequence]) -> list[Sequence]:
+        """Those whose next block nobody before them is computing; those in the midst of one come first."""
+        computing: set[bytes] = set()
+        waiting: set[Sequence] = set()
+        for sequence in sorted(prompts, key=lambda s: s.num_computed % self.pool.block_size == 0):
+            key = next_key(sequence, self.pool)
+            if key in computing and sequence.num_computed % self.pool.block_size == 0:
+                waiting.add(sequence)
+            elif key is not None:
+                computing.add(key)
+        self.tally.waits["prefix"] += len(waiting)
+        return [sequence for sequence in prompts if sequence not in waiting]
+
+    def _grow(self, sequence: Sequence, tokens: int, unplanned: list[Sequence], *, may_yield: bool) -> int:
+        """Take blocks for the sequence's next tokens, from less deserving ones too; how many tokens fit.
+
+        `unplanned`: who has no part in the step yet, the most deserving first. Those in the plan keep theirs.
+        `may_yield`: the sequence goes itself where it is the least deserving, rather than stay and wait.
+        """
+        size = self.pool.block_size
+        while len(sequence.blocks) < self.pool.blocks_for(sequence.num_computed + tokens):
+            block = self.pool.take()
+            if block is not None:
+                sequence.blocks.append(block)
+            elif unplanned[-1] is not sequence:
+                self._preempt(unplanned.pop())
+            elif may_yield:
+                self._preempt(unplanned.pop())
+                return 0
+            else:
+                break
+        unplanned.remove(sequence)
+        return min(tokens, len(sequence.blocks) * size - sequence.num_computed)
 
     def check_integrity(self) -> None:
         """Blocks, slots and sequences agree with each other."""
         self.pool.check_integrity()
         self.slots.check_integrity()
-        held = [block for sequence in self.running for block in sequence.blocks]
-        assert len(held) == len(set(held)) == self.pool.num_used, "block tables and pool disagree"
-        reserved = sum(sequence.num_reserved for sequence in self.running)
-        assert self.pool.num_used + self.pool.num_available + reserved == self.pool.num_blocks
-        assert all(not sequence.blocks for sequence in self.waiting), "a waiting sequence holds blocks"
+        self.waiting.check_integrity(self.running)
+        self.pool.check_holders([sequence.blocks for sequence in self.running])
+        assert all(not s.blocks and not s.num_computed for s in self.waiting), (
+            "a waiting sequence holds blocks"
+        )
+        self.slots.check_holders([s.digest for s in self.running if s.digest is not None])
+        for sequence in self.running:
+            check_table(sequence, self.pool)
+
+
+class _Demand:
+    """What running sequences want of blocks that nobody holds, each content counted once."""
+
+    def __init__(self, pool: BlockPool, running: Iterable[Sequence]) -> None:
+        self._pool = pool
+        self._keys: set[bytes] = set()
+        self._own = 0
+        for sequence in running:
+            self.add(sequence)
+
+    def add(self, sequence: Sequence) -> None:
+        keys, own = missing(sequence, self._pool)
+        self._keys |= keys
+        self._own += own
+
+    def fits(self, sequence: Sequence, spare: int) -> bool:
+        """Whether there are blocks for one more. `spare`: left for those that run, who soon want one each;
+        to preempt is dearer than to wait."""
+        keys, own = missing(sequence, self._pool)
+        return len(self._keys | keys) + self._own + own + spare <= self._pool.num_available
+
+    def new_tokens(self, sequence: Sequence) -> int:
+        """Tokens of a waiting sequence that nobody has computed or is about to."""
+        keys, own = missing(sequence, self._pool)
+        new = own + sum(not self._pool.is_known(key) for key in keys - self._keys)
+        return min(len(sequence.tokens), new * self._pool.block_size)

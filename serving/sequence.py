@@ -26,8 +26,13 @@ class Sequence:
         rng: the sampler's generator, or None for greedy.
         tokens: prompt and generated tokens.
         num_computed: tokens whose keys and values are in the cache.
-        blocks: its block table; `num_reserved` more are promised to it.
+        blocks: its block table; the first ones may be other sequences', too, and are full then.
+        keys: what is in its first full blocks, as far as anybody has asked: see serving/cache/prefix.py.
         slot: the adapter's slot while it runs.
+        arrival: its number in the order in which sequences came; 0 until it is queued.
+        num_preempted: how often it lost its blocks.
+        num_charged: tokens that its flow has been charged for; what is computed again is free.
+        num_reused: prompt tokens whose blocks were there already when it first ran.
     """
 
     request: Request
@@ -40,8 +45,12 @@ class Sequence:
     tokens: list[int] = field(default_factory=list)
     num_computed: int = 0
     blocks: list[int] = field(default_factory=list)
-    num_reserved: int = 0
+    keys: list[bytes] = field(default_factory=list)
     slot: int = 0
+    arrival: int = 0
+    num_preempted: int = 0
+    num_charged: int = 0
+    num_reused: int = 0
 
     def __post_init__(self) -> None:
         self.tokens = list(self.request.prompt.tokens)
@@ -63,6 +72,11 @@ class Sequence:
         return self.request.adapter.digest if self.request.adapter else None
 
     @property
+    def flow(self) -> tuple[str, str | None]:
+        """Whom its tokens are charged to: see serving/fairness.py."""
+        return self.request.principal, self.digest
+
+    @property
     def usage(self) -> Usage:
         media = sum(span.length for span in self.request.prompt.spans)
-        return Usage(self.num_prompt, self.num_generated, media)
+        return Usage(self.num_prompt, self.num_generated, media, self.num_reused)

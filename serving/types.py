@@ -142,11 +142,12 @@ class FinishReason(StrEnum):
 
 @dataclass(frozen=True)
 class Usage:
-    """Token counts. `media_tokens` are part of `prompt_tokens`."""
+    """Token counts. Of `prompt_tokens`, `media_tokens` are media's and `cached_tokens` were there already."""
 
     prompt_tokens: int
     completion_tokens: int
     media_tokens: int = 0
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True)

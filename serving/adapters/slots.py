@@ -8,7 +8,8 @@ Slot 0 is the bare base: it has no tensors, is never evicted and needs no lease.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 BASE_SLOT = 0
@@ -68,6 +69,10 @@ class SlotTable:
             return None
         victim, _ = self._idle.popitem(last=False)
         return self._slots.pop(victim)
+
+    def check_holders(self, digests: Iterable[str]) -> None:
+        """Leases are exactly these sequences'."""
+        assert Counter(digests) == Counter(self._leases), "leases and sequences disagree"
 
     def check_integrity(self) -> None:
         """Every slot is empty, leased or idle, and only one of these."""

@@ -1,0 +1,58 @@
+"""A sequence's block table: what it wants of the pool, and what it can take over instead of computing."""
+
+from __future__ import annotations
+
+from okavango.serving.cache.blocks import BlockPool
+from okavango.serving.cache.prefix import keys_of
+from okavango.serving.sequence import Sequence
+
+
+def shareable(sequence: Sequence, pool: BlockPool) -> int:
+    """Blocks that may come from elsewhere; the last token's logits are needed, so it is computed."""
+    return (len(sequence.tokens) - 1) // pool.block_size
+
+
+def next_key(sequence: Sequence, pool: BlockPool) -> bytes | None:
+    """What the block of its next token will hold, where that may come from elsewhere."""
+    index = sequence.num_computed // pool.block_size
+    if index >= shareable(sequence, pool):
+        return None
+    return keys_of(sequence, index + 1, pool.block_size)[index]
+
+
+def missing(sequence: Sequence, pool: BlockPool) -> tuple[set[bytes], int]:
+    """What its tokens still want: contents that nobody holds, and so many blocks that only it can fill."""
+    have, shared = len(sequence.blocks), shareable(sequence, pool)
+    keys = keys_of(sequence, shared, pool.block_size)[have:] if have < shared else []
+    own = pool.blocks_for(len(sequence.tokens)) - max(have, shared)
+    return {key for key in keys if not pool.is_held(key)}, own
+
+
+def reuse(sequence: Sequence, pool: BlockPool) -> int:
+    """Take over blocks whose content is there, while none of its own is begun; the number of tokens."""
+    before = sequence.num_computed
+    while sequence.num_computed % pool.block_size == 0:
+        key = next_key(sequence, pool)
+        block = pool.share(key) if key is not None else None
+        if block is None:
+            break
+        sequence.blocks.append(block)
+        sequence.num_computed += pool.block_size
+    return sequence.num_computed - before
+
+
+def publish(sequence: Sequence, start: int, end: int, pool: BlockPool) -> None:
+    """Positions [start, end) are computed: the blocks that this filled may be shared."""
+    size = pool.block_size
+    keys = keys_of(sequence, end // size, size)
+    for i in range(start // size, end // size):
+        pool.publish(sequence.blocks[i], keys[i])
+
+
+def check_table(sequence: Sequence, pool: BlockPool) -> None:
+    """What is computed has a block, and what the pool knows of a block is what the sequence has in it."""
+    size = pool.block_size
+    assert sequence.num_computed <= len(sequence.blocks) * size, "computed tokens lie nowhere"
+    full = sequence.num_computed // size
+    for block, key in zip(sequence.blocks, keys_of(sequence, full, size), strict=False):
+        assert pool.key_of(block) in (key, None), "a block holds something else"
