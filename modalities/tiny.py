@@ -17,7 +17,7 @@ from okavango.modalities.tower import measure_tower, write_tower
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-Architecture = Literal["llama", "gpt2", "qwen3"]
+Architecture = Literal["llama", "gpt2", "qwen3", "gemma3_text", "phi3", "mixtral", "qwen3_moe", "deepseek_v3"]
 CONTEXT = 512
 WIDTH = 64
 SPREAD = 0.2
@@ -111,10 +111,40 @@ def _config(architecture: Architecture, tokenizer: PreTrainedTokenizerBase) -> P
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
-    grouped = {"num_key_value_heads": 2, "intermediate_size": 128}
-    own: dict[str, dict[str, Any]] = {
-        "llama": grouped,
-        "qwen3": grouped | {"head_dim": 24},
-        "gpt2": {"n_inner": 128, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0},
-    }
-    return AutoConfig.for_model(architecture, **shared | own[architecture])
+    return AutoConfig.for_model(architecture, **shared | _OWN[architecture])
+
+
+_GROUPED: dict[str, Any] = {"num_key_value_heads": 2, "intermediate_size": 128}
+_EXPERTS: dict[str, Any] = {"num_experts_per_tok": 2, "moe_intermediate_size": 32}
+_OWN: dict[str, dict[str, Any]] = {
+    "llama": _GROUPED,
+    "qwen3": _GROUPED | {"head_dim": 24},
+    "gpt2": {"n_inner": 128, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0},
+    # a window shorter than most prompts, and a layer of either kind
+    "gemma3_text": _GROUPED
+    | {
+        "head_dim": 16,
+        "query_pre_attn_scalar": 16,
+        "sliding_window": 24,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+    "phi3": _GROUPED | {"attention_dropout": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0},
+    "mixtral": _GROUPED | {"num_local_experts": 8, "num_experts_per_tok": 2},
+    "qwen3_moe": _GROUPED | _EXPERTS | {"head_dim": 24, "num_experts": 4, "norm_topk_prob": True},
+    # latent attention, whose keys are wider than its values; a dense layer, then one of experts
+    "deepseek_v3": _EXPERTS
+    | {
+        "num_key_value_heads": 4,
+        "intermediate_size": 128,
+        "q_lora_rank": 24,
+        "kv_lora_rank": 16,
+        "qk_nope_head_dim": 16,
+        "qk_rope_head_dim": 8,
+        "v_head_dim": 12,
+        "n_routed_experts": 8,
+        "n_shared_experts": 1,
+        "n_group": 2,
+        "topk_group": 1,
+        "first_k_dense_replace": 1,
+    },
+}

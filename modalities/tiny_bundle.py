@@ -40,7 +40,7 @@ def write_tiny_bundle(
     """Write and seal a random adapter of one rank, with its own image head if the base has an encoder."""
     folder.mkdir(parents=True, exist_ok=True)
     model = random_peft(base, seed=seed, rank=rank, targets=targets)
-    model.save_pretrained(str(folder / "decoder"))
+    model.save_pretrained(str(folder / "decoder"), save_embedding_layers=False)
     (folder / "decoder" / "README.md").unlink(missing_ok=True)
     own_head = _write_head(folder, base, model, seed) if head and "image" in base.heads else None
     if probes:

@@ -86,8 +86,8 @@ class Harness:
 def make_harness(tiny_base, tiny_bundles) -> Iterator[Callable[..., Harness]]:
     made: list[Harness] = []
 
-    def make(base: Base = tiny_base, **options) -> Harness:
-        made.append(Harness(base, tiny_bundles, **options))
+    def make(base: Base = tiny_base, bundles=tiny_bundles, **options) -> Harness:
+        made.append(Harness(base, bundles, **options))
         return made[-1]
 
     yield make
@@ -127,7 +127,8 @@ class Reference:
         """What generate gives for this request alone."""
         name = request.adapter.name if request.adapter else None
         model = self.models[name]
-        embeddings = reference_embeddings(self.base, model, request.prompt, self.head(name))
+        head = self.head(name) if request.prompt.media else None
+        embeddings = reference_embeddings(self.base, model, request.prompt, head)
         out = model.generate(
             inputs_embeds=embeddings,
             attention_mask=torch.ones(embeddings.shape[:2], dtype=torch.long),
@@ -137,6 +138,12 @@ class Reference:
             eos_token_id=None if request.params.ignore_eos else model.generation_config.eos_token_id,
         )
         return out[0].tolist()
+
+
+@pytest.fixture(scope="session")
+def make_reference() -> Callable[..., Reference]:
+    """Of any base and its bundles."""
+    return Reference
 
 
 @pytest.fixture(scope="session")
