@@ -18,13 +18,13 @@ is free. These fewest only ever grow fewer, so the slot comes.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from okavango.serving.adapters.slots import SlotTable
+from okavango.serving.admission import Demand, Drains
 from okavango.serving.cache.blocks import BlockPool
-from okavango.serving.cache.tables import check_table, missing, next_key, publish, reuse
+from okavango.serving.cache.tables import check_table, next_key, publish, reuse
 from okavango.serving.fairness import FairQueue
 from okavango.serving.sequence import Sequence
 from okavango.serving.step import Chunk as Chunk
@@ -115,62 +115,48 @@ class Scheduler:
         if not self.waiting:
             return []
         loads: list[Sequence] = []
-        draining: dict[str, str] = {}
-        demand = _Demand(self.pool, self.running)
+        demand = Demand(self.pool, self.running)
+        drains = Drains(self.waiting, self.limits.slot_patience, self.running)
         passed_over, reason = 0, ""
         for sequence in self.waiting.heads():
             if len(self.running) == self.limits.max_sequences:
                 reason = "seat"
-            elif self.running and not demand.fits(sequence, spare=len(self.running)):
-                reason = "blocks"
-            elif self._lease(sequence, loads, draining):
-                self._start(sequence, demand)
-                continue
-            else:
+                break
+            if not self._finds_slot(sequence, drains):
                 passed_over += self.waiting.behind(sequence)
                 continue
-            break
+            if self.running and not demand.fits(sequence, spare=len(self.running)):
+                reason = "blocks"
+                break
+            loads += self._start(sequence, demand)
         self.tally.waits.update(slot=passed_over)
         if reason:
             self.tally.waits[reason] += len(self.waiting) - passed_over
         return loads
 
-    def _start(self, sequence: Sequence, demand: _Demand) -> None:
-        """Run a sequence. Its flow is charged for its prompt at once, or one flow would get all the seats."""
+    def _finds_slot(self, sequence: Sequence, drains: Drains) -> bool:
+        digest = sequence.digest
+        if digest is None or (digest not in drains and self.slots.has_room(digest)):
+            return True
+        drains.add(sequence, digest)
+        return False
+
+    def _start(self, sequence: Sequence, demand: Demand) -> list[Sequence]:
+        """Run a sequence; itself, if its adapter must be loaded.
+
+        Its flow is charged for its prompt at once, or one flow would get all the seats.
+        """
         self.waiting.take(sequence)
-        self.running.append(sequence)
         if sequence.num_charged == 0:
             self.waiting.charge(sequence, demand.new_tokens(sequence))
             sequence.num_charged = len(sequence.tokens)
+        self.running.append(sequence)
         demand.add(sequence)
-
-    def _lease(self, sequence: Sequence, loads: list[Sequence], draining: dict[str, str]) -> bool:
-        """Give a sequence its slot; or choose whose slot it shall have. `draining`: adapter → for which."""
-        digest = sequence.digest
-        if digest is None:
-            return True
-        lease = None if digest in draining else self.slots.acquire(digest)
-        if lease is None:
-            self._drain(sequence, digest, draining)
-            return False
+        if sequence.digest is None:
+            return []
+        lease = self.slots.acquire(sequence.digest)
         sequence.slot = lease.slot
-        if lease.load:
-            loads.append(sequence)
-        return True
-
-    def _drain(self, sequence: Sequence, digest: str, draining: dict[str, str]) -> None:
-        if digest in draining or digest in draining.values():
-            return
-        served: dict[str, float] = {}
-        for other in self.running:
-            if other.digest is not None and other.digest not in draining:
-                virtual = self.waiting.virtual(other)
-                served[other.digest] = min(virtual, served.get(other.digest, virtual))
-        bound = self.waiting.virtual(sequence) + self.limits.slot_patience
-        ahead = [d for d in served if served[d] > bound or self.waiting.is_returned(sequence)]
-        if ahead:
-            leases = Counter(s.digest for s in self.running)
-            draining[min(ahead, key=lambda d: (leases[d], d))] = digest
+        return [sequence] if lease.load else []
 
     def _reuse(self, sequence: Sequence) -> None:
         tokens = reuse(sequence, self.pool)
@@ -275,31 +261,3 @@ class Scheduler:
         self.slots.check_holders([s.digest for s in self.running if s.digest is not None])
         for sequence in self.running:
             check_table(sequence, self.pool)
-
-
-class _Demand:
-    """What running sequences want of blocks that nobody holds, each content counted once."""
-
-    def __init__(self, pool: BlockPool, running: Iterable[Sequence]) -> None:
-        self._pool = pool
-        self._keys: set[bytes] = set()
-        self._own = 0
-        for sequence in running:
-            self.add(sequence)
-
-    def add(self, sequence: Sequence) -> None:
-        keys, own = missing(sequence, self._pool)
-        self._keys |= keys
-        self._own += own
-
-    def fits(self, sequence: Sequence, spare: int) -> bool:
-        """Whether there are blocks for one more. `spare`: left for those that run, who soon want one each;
-        to preempt is dearer than to wait."""
-        keys, own = missing(sequence, self._pool)
-        return len(self._keys | keys) + self._own + own + spare <= self._pool.num_available
-
-    def new_tokens(self, sequence: Sequence) -> int:
-        """Tokens of a waiting sequence that nobody has computed or is about to."""
-        keys, own = missing(sequence, self._pool)
-        new = own + sum(not self._pool.is_known(key) for key in keys - self._keys)
-        return min(len(sequence.tokens), new * self._pool.block_size)

@@ -38,15 +38,17 @@ class SlotTable:
         """Digests that hold a slot, leased or idle."""
         return tuple(self._slots)
 
-    def acquire(self, digest: str) -> Lease | None:
-        """Lease the adapter's slot, the longest idle one evicted for it; None if all are leased."""
+    def has_room(self, digest: str) -> bool:
+        """Whether `acquire` would find a slot: the adapter's own, or one that nobody has leased."""
+        return digest in self._slots or bool(self._empty or self._idle)
+
+    def acquire(self, digest: str) -> Lease:
+        """Lease the adapter's slot, or another one, the longest idle adapter evicted for it."""
         if digest in self._slots:
             self._leases[digest] = self._leases.get(digest, 0) + 1
             self._idle.pop(digest, None)
             return Lease(self._slots[digest], load=False)
         slot = self._vacate()
-        if slot is None:
-            return None
         self._slots[digest] = slot
         self._leases[digest] = 1
         return Lease(slot, load=True)
@@ -62,11 +64,10 @@ class SlotTable:
         self._idle.pop(digest)
         self._empty.append(self._slots.pop(digest))
 
-    def _vacate(self) -> int | None:
+    def _vacate(self) -> int:
         if self._empty:
             return self._empty.pop()
-        if not self._idle:
-            return None
+        assert self._idle, "all slots are leased"
         victim, _ = self._idle.popitem(last=False)
         return self._slots.pop(victim)
 
