@@ -12,7 +12,10 @@ load_decoder, load_tokenizer, load_head and modalities.image.ImageEncoder.
 
 from __future__ import annotations
 
+import difflib
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +31,11 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 BASE_FILE = "base.toml"
+_KEYS = ("format", "name", "decoder", "encoders", "projectors")
+_DECODER_KEYS = ("path", "digest", "context")
+_ENCODER_KEYS = ("path", "digest", "image_size", "layers", "width", "grid")
+_SPEC_KEYS = ("in_width", "out_width", "grid", "tokens", "hidden")
+_HEAD_KEYS = ("path", "digest", "trained", *_SPEC_KEYS)
 
 
 @dataclass(frozen=True)
@@ -169,13 +177,18 @@ def head_digest(path: Path, spec: HeadSpec) -> str:
 def load_decoder(
     base: Base, dtype: torch.dtype, device: str = "cpu", attention: str = "sdpa"
 ) -> PreTrainedModel:
-    """The frozen decoder as transformers' own model class, in eval mode."""
+    """The frozen decoder as transformers' own model class, in eval mode.
+
+    Raises:
+        IntegrityError: its weights are torn.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(
-        base.decoder.path, dtype=dtype, attn_implementation=attention, local_files_only=True
-    )
+    with _readable(base.decoder.path):
+        model = AutoModelForCausalLM.from_pretrained(
+            base.decoder.path, dtype=dtype, attn_implementation=attention, local_files_only=True
+        )
     model.to(torch.device(device))  # type: ignore[arg-type]  # the decorated stub has lost self
     return model.eval().requires_grad_(False)
 
@@ -206,14 +219,34 @@ def load_tokenizer(base: Base) -> PreTrainedTokenizerBase:
 
 
 def load_head(head: DefaultHead) -> ProjectionHead:
+    """A default head.
+
+    Raises:
+        IntegrityError: its file is missing, torn, or not of the shape that base.toml says.
+    """
     from safetensors.torch import load_file
 
-    return bind_head(head.spec, load_file(head.path), where=head.path.name)
+    with _readable(head.path):
+        tensors = load_file(head.path)
+    return bind_head(head.spec, tensors, where=head.path.name)
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (SafetensorError, FileNotFoundError) as error:
+        raise IntegrityError(
+            f"the weights cannot be read: {error}", where=str(path), remedy="build the base again"
+        ) from error
 
 
 def _base(folder: Path, raw: dict[str, Any]) -> Base:
     if raw["format"] != FORMAT:
         raise ConfigError(f"format {raw['format']}, expected {FORMAT}", where=str(folder / BASE_FILE))
+    _check_keys(folder / BASE_FILE, raw)
     decoder = raw["decoder"]
     return Base(
         name=raw["name"],
@@ -222,6 +255,19 @@ def _base(folder: Path, raw: dict[str, Any]) -> Base:
         encoders={name: _encoder(folder, item) for name, item in raw.get("encoders", {}).items()},
         heads={name: _head(folder, item) for name, item in raw.get("projectors", {}).items()},
     )
+
+
+def _check_keys(path: Path, raw: dict[str, Any]) -> None:
+    """Raises ConfigError for the first key that nobody would read."""
+    tables: dict[str, tuple[dict[str, Any], tuple[str, ...]]]
+    tables = {"": (raw, _KEYS), "decoder.": (raw["decoder"], _DECODER_KEYS)}
+    for kind, known in (("encoders", _ENCODER_KEYS), ("projectors", _HEAD_KEYS)):
+        tables |= {f"{kind}.{name}.": (item, known) for name, item in raw.get(kind, {}).items()}
+    for place, (table, known) in tables.items():
+        for key in table.keys() - set(known):
+            close = difflib.get_close_matches(key, known, n=1)
+            remedy = f"did you mean {close[0]}?" if close else f"known here: {', '.join(known)}"
+            raise ConfigError(f"unknown key {place}{key}", where=str(path), remedy=remedy)
 
 
 def _encoder(folder: Path, raw: dict[str, Any]) -> EncoderSpec:
@@ -237,6 +283,5 @@ def _encoder(folder: Path, raw: dict[str, Any]) -> EncoderSpec:
 
 
 def _head(folder: Path, raw: dict[str, Any]) -> DefaultHead:
-    names = ("in_width", "out_width", "grid", "tokens", "hidden")
-    spec = HeadSpec(**{name: raw[name] for name in names})
+    spec = HeadSpec(**{name: raw[name] for name in _SPEC_KEYS})
     return DefaultHead(folder / raw["path"], raw["digest"], spec, raw["trained"])

@@ -7,6 +7,7 @@ It knows neither where media files lie nor how they are decoded: it is given a `
 from __future__ import annotations
 
 import base64
+import difflib
 import hashlib
 import re
 import reprlib
@@ -19,6 +20,10 @@ from okavango.platform.errors import MediaError, PromptError
 
 Modality = Literal["image"]
 ROLES = ("system", "user", "assistant")
+# `detail` asks for a resolution; a picture takes a fixed number of tokens here, so it changes nothing.
+_PART_KEYS = {"text": ("type", "text"), "image_url": ("type", "image_url")}
+_IMAGE_KEYS = ("url", "detail")
+_DETAILS = ("auto", "low", "high", "original")
 _DATA_URL = re.compile(r"data:([\w.+-]+/[\w.+-]+)((?:;[\w.+-]+=[\w.+-]+)*)(;base64)?,", re.ASCII)
 
 
@@ -70,10 +75,14 @@ class Message:
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing wrong with a conversation. `field` is a path such as messages[1].content[0].image_url.url."""
+    """One thing wrong with a conversation. `field` is a path such as messages[1].content[0].image_url.url.
+
+    `is_media`: whether it is a medium itself that is not accepted.
+    """
 
     field: str
     text: str
+    is_media: bool = False
 
     def __str__(self) -> str:
         return f"{self.field}: {self.text}"
@@ -106,12 +115,24 @@ def parse_messages(raw: Any, load_media: LoadMedia, limits: Limits | None = None
     """As read_messages, for one request.
 
     Raises:
-        PromptError: with the first fault.
+        PromptError, MediaError: with the first fault.
     """
     messages, faults = read_messages(raw, load_media, limits)
     if faults:
-        raise PromptError(faults[0].text, where=faults[0].field)
+        kind = MediaError if faults[0].is_media else PromptError
+        raise kind(faults[0].text, where=faults[0].field)
     return messages
+
+
+def unknown_keys(raw: Mapping[str, Any], known: Sequence[str], where: str) -> Iterator[Fault]:
+    """A fault for each key that nobody would read. Clients write keys that they leave unset as null."""
+    for key, value in raw.items():
+        if key in known or value is None:
+            continue
+        shown = key if key.isidentifier() and len(key) <= 40 else reprlib.repr(key)
+        close = difflib.get_close_matches(key[:40], known, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"known here: {', '.join(known)}"
+        yield Fault(f"{where}.{shown}" if where else shown, f"unknown key; {hint}")
 
 
 def data_url_bytes(url: str, modality: Modality) -> bytes:
@@ -176,7 +197,10 @@ def _part(raw: Any, where: str, load_media: LoadMedia, faults: list[Fault]) -> P
     if not isinstance(raw, Mapping):
         faults.append(Fault(where, f"must be an object, not {_kind(raw)}"))
         return None
-    match raw.get("type"):
+    kind = raw.get("type")
+    if isinstance(kind, str) and kind in _PART_KEYS:
+        faults += unknown_keys(raw, _PART_KEYS[kind], where)
+    match kind:
         case "text":
             if isinstance(raw.get("text"), str):
                 return _text(raw["text"], f"{where}.text", faults)
@@ -204,17 +228,21 @@ def _image(raw: Any, where: str, load_media: LoadMedia, faults: list[Fault]) -> 
     if not isinstance(url, str):
         faults.append(Fault(f"{where}.url", "is missing or not a string"))
         return None
+    faults += unknown_keys(raw, _IMAGE_KEYS, where)
+    if raw.get("detail") not in (None, *_DETAILS):
+        shown = reprlib.repr(raw["detail"])
+        faults.append(Fault(f"{where}.detail", f"is {shown}; one of {', '.join(_DETAILS)} is expected"))
     try:
         return Media("image", load_media(url, "image"))
     except MediaError as error:
-        faults.append(Fault(f"{where}.url", str(error)))
+        faults.append(Fault(f"{where}.url", str(error), is_media=True))
         return None
 
 
 def _over_limits(messages: tuple[Message, ...], limits: Limits) -> Iterator[Fault]:
     count = sum(len(message.media) for message in messages)
     if count > limits.media_per_request:
-        yield Fault("messages", f"{count} media, over the limit of {limits.media_per_request}")
+        yield Fault("messages", f"{count} media, over the limit of {limits.media_per_request}", is_media=True)
     chars = sum(len(message.text) for message in messages)
     if chars > limits.text_chars:
         yield Fault("messages", f"{chars:,} characters, over the limit of {limits.text_chars:,}")

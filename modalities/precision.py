@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import torch
 from torch import Tensor
 
@@ -25,6 +27,25 @@ def resolve_dtype(name: str, device: str = "cpu") -> torch.dtype:
     if name not in _NAMES:
         raise ConfigError(f"{name!r} is not one of auto, {', '.join(_NAMES)}", where="dtype")
     return _NAMES[name]
+
+
+def check_device(name: str) -> None:
+    """Whether torch can compute there.
+
+    Raises:
+        ConfigError: no device that is served, or one that this machine or this torch does not have.
+    """
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name, re.ASCII):
+        raise ConfigError(f"{name!r} is not one of cpu, cuda, cuda:1", where="device")
+    if name == "cpu":
+        return
+    if not torch.cuda.is_available():
+        reason = "this torch is built without CUDA" if torch.version.cuda is None else "no GPU or no driver"
+        remedy = "look at nvidia-smi and torch.version.cuda, or use --device cpu"
+        raise ConfigError(f"CUDA cannot be used: {reason}", where=f"device {name}", remedy=remedy)
+    count = torch.cuda.device_count()
+    if int(name.partition(":")[2] or 0) >= count:
+        raise ConfigError(f"this machine has {count} GPUs, counted from 0", where=f"device {name}")
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:

@@ -19,7 +19,14 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from okavango.platform import bundle
-from okavango.platform.errors import ConfigError, InputError, IntegrityError, NotFoundError, NotReadyError
+from okavango.platform.errors import (
+    ConfigError,
+    InputError,
+    IntegrityError,
+    NotFoundError,
+    NotReadyError,
+    OkavangoError,
+)
 
 _DIGEST = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
@@ -151,9 +158,14 @@ class ArtifactStore:
 
     @contextmanager
     def _storage_errors(self) -> Iterator[None]:
+        """Drivers of object stores raise classes of their own besides OSError, as without credentials."""
         try:
             yield
-        except OSError as error:
+        except OkavangoError:
+            raise
+        except Exception as error:
+            if self._local and not isinstance(error, OSError):
+                raise
             raise NotReadyError(
                 f"the artifact store cannot be used: {error}",
                 where=self._url,

@@ -10,13 +10,12 @@ learn from: it ends with an assistant's turn, says something there, and holds no
 
 from __future__ import annotations
 
-import difflib
 import json
 import reprlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-from okavango.modalities.content import Fault, Limits, LoadMedia, Message, read_messages
+from okavango.modalities.content import Fault, Limits, LoadMedia, Message, read_messages, unknown_keys
 
 _ROW_KEYS = ("messages",)
 _MESSAGE_KEYS = ("role", "content")
@@ -37,7 +36,7 @@ def read_row(
         return (), [Fault("", str(error))]
     if not isinstance(raw, dict):
         return (), [Fault("", "the row is not a JSON object")]
-    faults = list(_unknown_keys(raw, _ROW_KEYS, ""))
+    faults = list(unknown_keys(raw, _ROW_KEYS, ""))
     if "messages" not in raw:
         return (), [*faults, Fault("messages", "is missing")]
     messages, found = read_messages(raw["messages"], load_media, limits)
@@ -94,24 +93,13 @@ def _refuse_constant(name: str) -> Any:
     raise ValueError(f"is not JSON: {name} is no JSON value")
 
 
-def _unknown_keys(raw: Mapping[str, Any], known: Collection[str], where: str) -> Iterator[Fault]:
-    # Clients write keys that they leave unset as null.
-    for key, value in raw.items():
-        if key in known or (where and value is None):
-            continue
-        shown = key if key.isidentifier() and len(key) <= 40 else reprlib.repr(key)
-        close = difflib.get_close_matches(key[:40], known, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"known here: {', '.join(known)}"
-        yield Fault(where + shown, f"unknown key; {hint}")
-
-
 def _conversation_faults(raw: list[Any], found: list[Fault]) -> Iterator[Fault]:
     faulty = {fault.field.split(".")[0] for fault in found}
     roles = [item.get("role") if isinstance(item, dict) else None for item in raw]
     for i, (item, role) in enumerate(zip(raw, roles, strict=True)):
         place = f"messages[{i}]"
         if isinstance(item, dict):
-            yield from _unknown_keys(item, _MESSAGE_KEYS, f"{place}.")
+            yield from unknown_keys(item, _MESSAGE_KEYS, place)
         if role == "system" and i > 0:
             yield Fault(f"{place}.role", "a system message comes first, and there is one at most")
         if role == "assistant" and place not in faulty and not _text_of(item["content"]).strip():

@@ -17,7 +17,7 @@ from fastapi import FastAPI
 from starlette.responses import RedirectResponse
 
 from okavango.modalities.base import Base, find_base
-from okavango.modalities.precision import resolve_dtype
+from okavango.modalities.precision import check_device, resolve_dtype
 from okavango.platform.artifacts import ArtifactStore
 from okavango.platform.catalog.store import open_catalog
 from okavango.platform.config import Settings
@@ -26,6 +26,7 @@ from okavango.serving.adapters.gate import ParityGate
 from okavango.serving.engine import Engine
 from okavango.web import problems
 from okavango.web.api import adapters, chat, health, models
+from okavango.web.bundles import Bundles
 from okavango.web.draining import Gate
 from okavango.web.edge import Edge
 from okavango.web.models import Models
@@ -42,12 +43,14 @@ def build(
     """The whole server for one base, its decoder loaded. Its services are at app.state.services.
 
     Raises:
-        ConfigError: it would listen beyond this machine without keys, or a setting is wrong.
+        ConfigError: it would listen beyond this machine without keys, a setting is wrong, or the device is
+            not there.
         NotFoundError: no base of that name.
         UnsupportedError: the base's decoder cannot be served.
     """
     options = options or ServeOptions()
     check_exposure(options.host, settings.keys)
+    check_device(options.engine.device)
     services = build_services(settings, find_base(base_name, settings.bases), options)
     app = FastAPI(
         title="Okavango", version=version("okavango"), lifespan=_lifespan, docs_url=None, redoc_url=None
@@ -58,7 +61,7 @@ def build(
     problems.install(app)
     # The last one added is the outermost.
     app.add_middleware(Guard, keys=Keys(settings.keys))
-    app.add_middleware(Edge, gate=services.gate)
+    app.add_middleware(Edge, gate=services.gate, metrics=services.metrics)
     if studio:
         _mount_studio(app, services)
     return app
@@ -70,8 +73,9 @@ def build_services(settings: Settings, base: Base, options: ServeOptions) -> Ser
     catalog.put_base(base.name, base.digest, base.components, str(base.folder))
     store = ArtifactStore(settings.artifacts, settings.cache / "artifacts")
     metrics = PrometheusMetrics()
-    engine = Engine(base, store, options.engine, metrics)
-    verifier = Verifier(base, catalog, store, _gate(base, options))
+    bundles = Bundles(store)
+    engine = Engine(base, bundles, options.engine, metrics)
+    verifier = Verifier(base, catalog, bundles, _gate(base, options))
     return Services(
         settings=settings,
         options=options,
@@ -80,7 +84,7 @@ def build_services(settings: Settings, base: Base, options: ServeOptions) -> Ser
         store=store,
         engine=engine,
         verifier=verifier,
-        models=Models(base, catalog, store, verifier, patience_seconds=options.patience_seconds),
+        models=Models(base, catalog, bundles, verifier, patience_seconds=options.patience_seconds),
         metrics=metrics,
         gate=Gate(options.engine.max_sequences + options.engine.max_waiting),
     )

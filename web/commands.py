@@ -29,6 +29,7 @@ def serve(
     slots: int = typer.Option(8, help="Adapters in one batch."),
     max_rank: int = typer.Option(64, help="The highest LoRA rank that is served."),
     max_sequences: int = typer.Option(32, help="Requests in one batch."),
+    max_step_tokens: int = typer.Option(512, help="Tokens in one step; above --max-sequences."),
     max_waiting: int = typer.Option(256, help="Requests in the queue; one more is refused."),
     kv_memory: str = typer.Option("4GiB", help="Memory for keys and values."),
     drain_seconds: float = typer.Option(30.0, min=0, help="Time for running requests when told to stop."),
@@ -45,6 +46,7 @@ def serve(
     # Before anything is loaded, which may take minutes.
     with bind(host, port) as listener:
         typer.echo(f"Loading base {base} …", err=True)
+        from okavango.modalities.build import quiet_transformers
         from okavango.serving.engine import EngineOptions
         from okavango.web.app import build
         from okavango.web.services import ServeOptions
@@ -53,12 +55,16 @@ def serve(
             dtype=dtype,
             device=device,
             max_sequences=max_sequences,
+            max_step_tokens=max_step_tokens,
             max_waiting=max_waiting,
             kv_bytes=parse_bytes(kv_memory, "--kv-memory"),
             slots=slots,
             max_rank=max_rank,
         )
-        run(build(settings, base, ServeOptions(host, engine, drain_seconds=drain_seconds)), listener)
+        options = ServeOptions(host, engine, drain_seconds=drain_seconds)
+        # To the end: the verifier loads decoders of its own when versions come.
+        with quiet_transformers():
+            run(build(settings, base, options), listener)
 
 
 def run(app: FastAPI, listener: socket.socket) -> None:
@@ -120,16 +126,23 @@ def address_of(listener: socket.socket) -> str:
 
 def banner(services: Services, address: str) -> str:
     """What a person wants to know at once."""
-    adapters = [model.id for model in services.models.listed() if model.version and "@" not in model.id]
-    more = f", … ({len(adapters)} in all)" if len(adapters) > 5 else ""
     return "\n".join(
         [
             f"Okavango serves {services.base.name} ({services.base.digest[:12]})",
             f"  API       {address}/v1",
             f"  Studio    {address}/studio",
-            f"  Adapters  {(', '.join(adapters[:5]) + more) or 'none yet: okavango train makes one'}",
+            f"  Adapters  {_adapters(services)}",
         ]
     )
+
+
+def _adapters(services: Services) -> str:
+    names = [model.id for model in services.models.listed() if model.version and "@" not in model.id]
+    said = [", ".join(names[:5]) + (f", … ({len(names)} in all)" if len(names) > 5 else "")] if names else []
+    checked = services.verifier.num_untried()
+    if checked:
+        said.append(f"{checked} version{'s' if checked > 1 else ''} being checked")
+    return "; ".join(said) or "none yet: okavango train makes one"
 
 
 def parse_bytes(text: str, where: str) -> int:

@@ -12,6 +12,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from okavango.platform.errors import NotReadyError, OkavangoError
+from okavango.platform.telemetry import Metrics
 from okavango.web.draining import Gate
 from okavango.web.problems import problem_of
 from okavango.web.security import API
@@ -24,12 +25,17 @@ WATCHED = frozenset({"/healthz", "/readyz", "/metrics"})
 """Answered until the very end: what looks at a server wants to see it draining."""
 
 
+COUNTED = frozenset({"/v1/chat/completions", "/v1/completions"})
+"""Routes whose requests are counted. What gets past the door is counted where it ends."""
+
+
 class Edge:
     """ASGI middleware around all others."""
 
-    def __init__(self, app: ASGIApp, gate: Gate) -> None:
+    def __init__(self, app: ASGIApp, gate: Gate, metrics: Metrics) -> None:
         self.app = app
         self.gate = gate
+        self.metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -45,9 +51,15 @@ class Edge:
                 raise
             await call.close()
         except Exception as error:
+            self._count(scope["path"], error)
             await call.fail(error)
         finally:
             call.note()
+
+    def _count(self, path: str, error: Exception) -> None:
+        """What the gate or the guard refused: routes answer their own errors, and none of them comes here."""
+        if path in COUNTED and isinstance(error, OkavangoError):
+            self.metrics.count("okavango_requests_total", model="none", status=error.code)
 
     async def _admit(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"]

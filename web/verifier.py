@@ -98,6 +98,10 @@ class Verifier:
             _fail(trial, NotReadyError("the server is stopping"))
         self._gate.close()
 
+    def num_untried(self) -> int:
+        """Versions of this base that the catalog has and no server has tried."""
+        return sum(belongs_to(version, self._base) for version in self._catalog.versions("registered"))
+
     async def verified(self, version: VersionRecord, timeout: float) -> VersionRecord:
         """The version as it is once it was tried: now, before all others.
 

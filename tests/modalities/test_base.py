@@ -48,7 +48,10 @@ def test_a_folder_without_a_description_is_no_base(tmp_path: Path) -> None:
     [
         ("format = 1", "format = 9", "format 9, expected 1"),
         ("format = 1", "format = ", "not a base description"),
-        ("digest = ", "digset = ", "digest"),
+        ("digest = ", "digset = ", r"unknown key decoder\.digset \(did you mean digest\?\)"),
+        ("format = 1", "format = 1\nencodrs = 1", r"unknown key encodrs \(did you mean encoders\?\)"),
+        ("image_size = ", "imagesize = 1\nimage_size = ", r"unknown key encoders\.image\.imagesize"),
+        ("trained = ", "colour = 1\ntrained = ", r"unknown key projectors\.image\.colour \(known here: path"),
         ("grid = [4, 4]", "grid = 4", "not a base description"),
     ],
 )
@@ -110,3 +113,12 @@ def test_a_tokenizer_without_a_chat_template_is_refused(bases: Path) -> None:
     (bases / "tiny" / "decoder" / "chat_template.jinja").unlink()
     with pytest.raises(ConfigError, match="no chat template"):
         load_tokenizer(read_base(bases / "tiny"))
+
+
+@pytest.mark.parametrize("weights", ["decoder/model.safetensors", "projectors/image.safetensors"])
+def test_torn_weights_say_what_to_do(bases: Path, weights: str) -> None:
+    path = bases / "tiny" / weights
+    path.write_bytes(path.read_bytes()[:100])
+    base = read_base(bases / "tiny")
+    with pytest.raises(IntegrityError, match=r"cannot be read.*build the base again"):
+        load_decoder(base, torch.float32) if "decoder" in weights else load_head(base.heads["image"])

@@ -306,3 +306,22 @@ def test_a_store_at_a_file_url(tmp_path: Path, source: Path, digest: str) -> Non
     store.put(source)
     assert store.fetch(digest) == tmp_path / "store" / digest
     assert not (tmp_path / "cache").exists()
+
+
+def test_a_driver_that_raises_a_class_of_its_own(
+    tmp_path: Path, digest: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As botocore does without credentials."""
+
+    class NoCredentialsError(Exception):
+        pass
+
+    def fail(*_: Any, **__: Any) -> bool:
+        raise NoCredentialsError("unable to locate credentials")
+
+    store = ArtifactStore(f"memory://{uuid.uuid4().hex}", tmp_path / "cache")
+    monkeypatch.setattr(type(fsspec.filesystem("memory")), "exists", fail)
+    with pytest.raises(NotReadyError, match="unable to locate credentials"):
+        store.fetch(digest)
+    with pytest.raises(NotReadyError, match="OKAVANGO_ARTIFACTS_URL"):
+        store.exists(digest)

@@ -6,7 +6,8 @@ import socket
 from collections.abc import Callable
 
 import pytest
-from server_fixtures import RunningServer
+from server_fixtures import RunningServer, Site
+from tiny_fixtures import Bundles
 from typer.testing import CliRunner, Result
 
 from okavango.platform.cli import app
@@ -82,6 +83,9 @@ def test_a_base_that_is_not_there(run: Run) -> None:
         ("--kv-memory", "lots", "is not a size"),
         ("--slots", "0", "slots: must be at least 1"),
         ("--log-level", "loud", "no such log level"),
+        ("--device", "gpu", "is not one of cpu, cuda"),
+        ("--device", "cuda:99", "device cuda:99: "),
+        ("--max-step-tokens", "32", "must be above max_sequences"),
     ],
 )
 def test_an_option_that_is_wrong(run: Run, option: str, value: str, said: str) -> None:
@@ -108,3 +112,15 @@ def test_the_banner_says_where_and_what(server: RunningServer) -> None:
         "  Studio    http://localhost:8000/studio",
         "  Adapters  r16, r4, r8",
     ]
+
+
+def test_the_banner_says_how_many_versions_are_being_checked(
+    make_server: Callable[..., RunningServer], site: Site, tiny_bundles: Bundles
+) -> None:
+    server = make_server()
+    server.services.verifier.stop()
+    assert banner(server.services, "").endswith("none yet: okavango train makes one")
+    site.publish("emoji", tiny_bundles.folders["r4"])
+    assert banner(server.services, "").endswith("  Adapters  1 version being checked")
+    site.publish("words", tiny_bundles.folders["r8"])
+    assert banner(server.services, "").endswith("  Adapters  2 versions being checked")

@@ -96,3 +96,21 @@ def test_the_log_has_a_line_a_call_and_one_an_answer(
     assert lines[0].startswith(f"{answer.id} for local: r4@1 {digest} answered with 40 tokens to ")
     assert " POST /v1/chat/completions → 200 in " in lines[1]
     assert lines[1].endswith(" for local")
+
+
+def test_what_is_turned_away_at_the_door_is_counted(make_server: Callable[..., RunningServer]) -> None:
+    server = make_server(keys="secret")
+    server.services.gate.limit = 0
+    asked = {key: value for key, value in GREEDY.items() if key != "extra_body"}
+    with pytest.raises(openai.RateLimitError):
+        server.client("secret").chat.completions.create(**asked)
+    server.services.gate.limit = 9
+    with pytest.raises(openai.AuthenticationError):
+        server.client("guess").chat.completions.create(**asked)
+    httpx.get(f"{server.url}/v1/models")
+    samples = server.get("/metrics", auth=("", "secret")).text.splitlines()
+    counted = [line for line in samples if line.startswith("okavango_requests_total")]
+    assert sorted(counted) == [
+        'okavango_requests_total{model="none",status="busy"} 1.0',
+        'okavango_requests_total{model="none",status="invalid_api_key"} 1.0',
+    ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -140,3 +141,16 @@ def test_a_bundles_system_prompt_is_used_unless_the_request_has_its_own(
     assert text("brief", question) == text("plain", brief, question)
     assert text("brief", question) != text("plain", question)
     assert text("brief", other, question) == text("plain", other, question)
+
+
+def test_a_bundle_that_the_store_has_lost_is_the_servers_fault(
+    make_server: Callable[..., RunningServer], site: Site, tiny_bundles: Bundles
+) -> None:
+    server = make_server()
+    version = site.publish("emoji", tiny_bundles.folders["r4"])
+    assert answered_by(server.client(), "emoji") == "emoji@1"
+    shutil.rmtree(server.services.store.fetch(version.digest))
+    with pytest.raises(openai.InternalServerError, match="missing from the artifact store") as caught:
+        server.client().chat.completions.create(model="emoji", **GREEDY)
+    assert (caught.value.status_code, caught.value.code) == (503, "not_ready")
+    server.client().chat.completions.create(model="tiny", **GREEDY)

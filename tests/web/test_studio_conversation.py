@@ -8,7 +8,7 @@ import pytest
 
 from okavango.modalities.content import Limits, Media, Text
 from okavango.modalities.tiny_bundle import picture_bytes
-from okavango.platform.errors import PromptError
+from okavango.platform.errors import MediaError
 from okavango.web.studio.conversation import Provenance, Turn, completed, messages_of
 
 MADE = Provenance("emoji@1", "0" * 64, 7, 3, 0.5, 4.0)
@@ -36,19 +36,19 @@ def test_a_picture_needs_no_words(tmp_path: Path) -> None:
 
 def test_a_damaged_picture_is_refused(tmp_path: Path) -> None:
     turn = Turn("What?", (saved(tmp_path, picture_bytes(1)[:60]),))
-    with pytest.raises(PromptError, match="damaged"):
+    with pytest.raises(MediaError, match="damaged"):
         messages_of([turn], Limits())
 
 
 def test_a_picture_that_was_swept_away_is_asked_for_again(tmp_path: Path) -> None:
-    with pytest.raises(PromptError, match=r"no longer on the server \(add it again\)"):
+    with pytest.raises(MediaError, match=r"no longer on the server \(add it again\)"):
         messages_of([Turn("What?", (str(tmp_path / "gone.png"),))], Limits())
 
 
 def test_the_whole_conversation_is_held_to_the_limits(tmp_path: Path) -> None:
     path = saved(tmp_path, picture_bytes(1))
     turns = (Turn("One", (path, path), "Yes.", MADE), Turn("Two", (path,)))
-    with pytest.raises(PromptError, match="3 media, over the limit of 2"):
+    with pytest.raises(MediaError, match="3 media, over the limit of 2"):
         messages_of(turns, Limits(media_per_request=2))
 
 

@@ -7,11 +7,11 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from okavango.modalities.content import Limits, Message, Modality, data_url_bytes, parse_messages
-from okavango.modalities.image import decode_image
-from okavango.platform.errors import InputError, MediaError, UnsupportedError
+from okavango.modalities.content import Limits, Message
+from okavango.platform.errors import InputError, UnsupportedError
 from okavango.serving.types import SamplingParams
 from okavango.web.api.body import parse_body
+from okavango.web.api.messages import read_request_messages
 
 
 class StreamOptions(BaseModel):
@@ -117,26 +117,10 @@ def parse_chat(raw: bytes, limits: Limits) -> Chat:
     return Chat(
         model=body.model,
         params=_params(body),
-        messages=parse_messages(body.messages, _MediaLoader(limits).load, limits),
+        messages=read_request_messages(body.messages, limits),
         stream=bool(body.stream),
         include_usage=bool(options and options.include_usage),
     )
-
-
-class _MediaLoader:
-    """Data URLs → bytes that decode. Refuses one medium too many before it is decoded."""
-
-    def __init__(self, limits: Limits) -> None:
-        self._limits = limits
-        self._count = 0
-
-    def load(self, url: str, modality: Modality) -> bytes:
-        self._count += 1
-        if self._count > self._limits.media_per_request:
-            raise MediaError(f"over the limit of {self._limits.media_per_request} media a request")
-        data = data_url_bytes(url, modality)
-        decode_image(data, self._limits)
-        return data
 
 
 def _check_neutral(body: ChatRequest) -> None:

@@ -69,7 +69,8 @@ def messages_of(turns: Sequence[Turn], limits: Limits) -> tuple[Message, ...]:
     """What the turns mean to a model, every picture decoded once. Takes CPU time: never on the event loop.
 
     Raises:
-        PromptError: a picture is not accepted, or the conversation is over a limit.
+        MediaError: a picture is not accepted.
+        PromptError: the conversation is over a limit.
     """
 
     def load(path: str, modality: Modality) -> bytes:

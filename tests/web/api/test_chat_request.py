@@ -10,7 +10,7 @@ from server_fixtures import data_url, user
 
 from okavango.modalities.content import Limits, Media, Text
 from okavango.modalities.tiny_bundle import picture_bytes
-from okavango.platform.errors import InputError, PromptError, UnsupportedError
+from okavango.platform.errors import InputError, MediaError, UnsupportedError
 from okavango.serving.types import SamplingParams
 from okavango.web.api.chat_request import NEUTRAL, Chat, parse_chat
 
@@ -151,7 +151,7 @@ def test_a_body_that_is_no_request(body: bytes, said: str) -> None:
 
 def test_one_picture_too_many_is_refused_before_it_is_decoded() -> None:
     messages = user("three", PNG, PNG, b"no picture at all")
-    with pytest.raises(PromptError, match="over the limit of 2 media") as caught:
+    with pytest.raises(MediaError, match="over the limit of 2 media") as caught:
         parse_chat(json.dumps({**HELLO, "messages": messages}).encode(), Limits(media_per_request=2))
     assert caught.value.where == "messages[0].content[2].image_url.url"
 
@@ -159,5 +159,42 @@ def test_one_picture_too_many_is_refused_before_it_is_decoded() -> None:
 def test_a_media_type_does_not_make_a_picture() -> None:
     url = data_url(b"<svg></svg>", "image/svg+xml")
     parts = [{"type": "image_url", "image_url": {"url": url}}]
-    with pytest.raises(PromptError, match="not a PNG, JPEG, WebP, GIF or BMP picture"):
+    with pytest.raises(MediaError, match="not a PNG, JPEG, WebP, GIF or BMP picture"):
         parse(messages=[{"role": "user", "content": parts}])
+
+
+def test_keys_that_clients_send_back_and_that_say_nothing_are_fine() -> None:
+    answer = {"role": "assistant", "content": "hi", "refusal": None, "annotations": [], "tool_calls": None}
+    messages = [{"role": "user", "content": "hello", "name": "ana"}, answer, *user("and?")]
+    assert [message.text for message in parse(messages=messages).messages] == ["hello", "hi", "and?"]
+
+
+def test_a_pictures_detail_changes_nothing() -> None:
+    [message] = user("what?", PNG)
+    message["content"][0]["image_url"]["detail"] = "low"
+    assert parse(messages=[message]) == parse(messages=user("what?", PNG))
+
+
+@pytest.mark.parametrize(
+    ("message", "where", "said"),
+    [
+        ({"nmae": "ana"}, "messages[0].nmae", "did you mean name?"),
+        ({"name": 3}, "messages[0].name", "must be a string"),
+        ({"tool_calls": [{"id": "1"}]}, "messages[0].tool_calls", "not supported"),
+        ({"content": [{"type": "text", "text": "x", "txt": 1}]}, "messages[0].content[0].txt", "mean text?"),
+        (
+            {"content": [{"type": "image_url", "image_url": {"url": data_url(PNG), "detial": "low"}}]},
+            "messages[0].content[0].image_url.detial",
+            "did you mean detail?",
+        ),
+        (
+            {"content": [{"type": "image_url", "image_url": {"url": data_url(PNG), "detail": "sharp"}}]},
+            "messages[0].content[0].image_url.detail",
+            "one of auto, low, high",
+        ),
+    ],
+)
+def test_a_key_that_nobody_would_read_is_refused(message: dict[str, Any], where: str, said: str) -> None:
+    with pytest.raises(InputError, match=said) as caught:
+        parse(messages=[{"role": "user", "content": "hello", **message}])
+    assert caught.value.where == where
