@@ -6,10 +6,10 @@ import json
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from weakref import WeakValueDictionary
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -89,37 +89,70 @@ def _head(folder: Path, modality: str, base: Base) -> ProjectionHead:
 class HostCache:
     """Adapters on the host, least recently used out first. Thread-safe; one load a digest at a time.
 
+    Loads run on threads of the cache's own, so that however many wait for one adapter, they hold one thread.
+
     Args:
-        load: a digest's adapter. May block; its errors pass through `get` and are not remembered.
+        load: a digest's adapter. May block; its errors reach those who wait and are not remembered.
+        threads: loads at the same time.
     """
 
-    def __init__(self, capacity_bytes: int, load: Callable[[str], Adapter]) -> None:
+    def __init__(self, capacity_bytes: int, load: Callable[[str], Adapter], threads: int = 4) -> None:
         self.capacity_bytes = capacity_bytes
+        self.nbytes = 0
         self._load = load
         self._items: OrderedDict[str, Adapter] = OrderedDict()
+        self._loading: dict[str, Future[Adapter]] = {}
         self._lock = threading.Lock()
-        # a digest's lock lives for as long as a thread loads it or waits for it
-        self._turns: WeakValueDictionary[str, threading.Lock] = WeakValueDictionary()
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="okavango-load")
 
     def peek(self, digest: str) -> Adapter | None:
         with self._lock:
-            if digest in self._items:
-                self._items.move_to_end(digest)
-            return self._items.get(digest)
+            return self._touch(digest)
 
     def get(self, digest: str) -> Adapter:
         """The adapter, loaded if need be."""
+        return self.load(digest).result()
+
+    def load(self, digest: str) -> Future[Adapter]:
+        """The adapter, now or later. Who asks while it is being loaded shares that load."""
         with self._lock:
-            turn = self._turns.setdefault(digest, threading.Lock())
-        with turn:
-            adapter = self.peek(digest)
-            if adapter is None:
-                adapter = self._load(digest)
-                self._put(digest, adapter)
-        return adapter
+            adapter = self._touch(digest)
+            if adapter is not None:
+                ready: Future[Adapter] = Future()
+                ready.set_result(adapter)
+                return ready
+            if digest not in self._loading:
+                self._loading[digest] = self._threads.submit(self._run, digest)
+            return self._loading[digest]
+
+    def close(self) -> None:
+        """Begin no more loads, and wait for those that run."""
+        self._threads.shutdown(wait=True, cancel_futures=True)
+
+    def check_integrity(self) -> None:
+        """The bytes are those of what is held, and over the capacity only for a single adapter."""
+        with self._lock:
+            assert self.nbytes == sum(adapter.nbytes for adapter in self._items.values()), "bytes are lost"
+            assert self.nbytes <= self.capacity_bytes or len(self._items) == 1, "the cache is over its size"
+
+    def _touch(self, digest: str) -> Adapter | None:
+        if digest in self._items:
+            self._items.move_to_end(digest)
+        return self._items.get(digest)
+
+    def _run(self, digest: str) -> Adapter:
+        try:
+            adapter = self._load(digest)
+            self._put(digest, adapter)
+            return adapter
+        finally:
+            with self._lock:
+                del self._loading[digest]
 
     def _put(self, digest: str, adapter: Adapter) -> None:
         with self._lock:
             self._items[digest] = adapter
-            while len(self._items) > 1 and sum(a.nbytes for a in self._items.values()) > self.capacity_bytes:
-                self._items.popitem(last=False)
+            self.nbytes += adapter.nbytes
+            while len(self._items) > 1 and self.nbytes > self.capacity_bytes:
+                _, evicted = self._items.popitem(last=False)
+                self.nbytes -= evicted.nbytes
