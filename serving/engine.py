@@ -13,20 +13,15 @@ import asyncio
 import contextlib
 import logging
 import threading
-from collections.abc import AsyncIterator, Callable
+import time
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 import torch
 
 from okavango.modalities.base import Base, load_tokenizer
 from okavango.modalities.prompt import Renderer
-from okavango.platform.errors import (
-    BusyError,
-    ContextLengthError,
-    NotReadyError,
-    OkavangoError,
-)
+from okavango.platform.errors import BusyError, ContextLengthError, NotReadyError, OkavangoError
 from okavango.platform.telemetry import Metrics, NullMetrics
 from okavango.serving.adapters.loading import Adapter, HostCache, load_adapter
 from okavango.serving.core import EngineCore
@@ -35,25 +30,14 @@ from okavango.serving.options import EngineOptions as EngineOptions
 from okavango.serving.options import EngineStats
 from okavango.serving.preparation import Preparation
 from okavango.serving.runner import Runner
-from okavango.serving.scheduler import Limits
 from okavango.serving.sequence import Sequence
+from okavango.serving.tickets import Sink as Sink
+from okavango.serving.tickets import Ticket, late, seconds_left
 from okavango.serving.types import AdapterSource, Event, FinishReason, Request
 
 log = logging.getLogger(__name__)
 
-Sink = Callable[[Event], None]
 RETRY_AFTER_SECONDS = 1.0
-
-
-@dataclass(eq=False)
-class _Ticket:
-    """A request between submit and its last event."""
-
-    request: Request
-    sink: Sink
-    max_tokens: int
-    sequence: Sequence | None = None
-    aborted: bool = False
 
 
 class Engine:
@@ -81,15 +65,15 @@ class Engine:
             self.tokenizer, {name: head.spec.tokens for name, head in base.heads.items()}
         )
         runner = Runner(base, options.runner)
-        limits = Limits(options.max_sequences, options.max_step_tokens)
-        self.core = EngineCore(runner, limits, _eos_ids(runner, self.renderer), self._deliver, metrics)
+        eos = _eos_ids(runner, self.renderer)
+        self.core = EngineCore(runner, options.limits, eos, self._deliver, metrics)
         self.media = MediaRuntime(base, FeatureCache(options.feature_cache_bytes), metrics, options.device)
         self._source = source
         host = HostCache(options.host_cache_bytes, self._load)
         self._preparation = Preparation(self.tokenizer, self.media, host, options.max_rank)
         self._preparers = ThreadPoolExecutor(2, thread_name_prefix="okavango-prepare")
-        self._tickets: dict[str, _Ticket] = {}
-        self._inbox: list[_Ticket] = []
+        self._tickets: dict[str, Ticket] = {}
+        self._inbox: list[Ticket] = []
         self._wake = threading.Condition()
         self._thread: threading.Thread | None = None
         self._closed: str | None = None
@@ -122,7 +106,8 @@ class Engine:
         """
         max_tokens = self._max_tokens(request)
         instant = self._preparation.is_instant(request)
-        ticket = _Ticket(request, sink, max_tokens)
+        deadline = None if request.timeout is None else time.monotonic() + request.timeout
+        ticket = Ticket(request, sink, max_tokens, deadline)
         with self._wake:
             self._admit(ticket)
             if not instant:
@@ -183,7 +168,7 @@ class Engine:
             )
         return wanted or limit - prompt
 
-    def _admit(self, ticket: _Ticket) -> None:
+    def _admit(self, ticket: Ticket) -> None:
         """Register a ticket, or say why not. The lock is held."""
         if self._closed is not None:
             raise NotReadyError(self._closed)
@@ -192,8 +177,10 @@ class Engine:
         if len(self._tickets) >= self.options.max_waiting + self.options.max_sequences:
             raise BusyError(f"{len(self._tickets)} requests are here", retry_after=RETRY_AFTER_SECONDS)
         self._tickets[ticket.request.id] = ticket
+        if ticket.deadline is not None:
+            self._wake.notify()  # the step thread may be asleep, and has a time to wake up now
 
-    def _abort(self, ticket: _Ticket) -> None:
+    def _abort(self, ticket: Ticket) -> None:
         """Tell the step thread that a ticket's reader is gone. The lock is held."""
         ticket.aborted = True
         self._inbox.append(ticket)
@@ -207,7 +194,7 @@ class Engine:
                 self._abort(ticket)
             self._wake.notify()
 
-    def _prepare(self, ticket: _Ticket) -> None:
+    def _prepare(self, ticket: Ticket) -> None:
         """Make the ticket's sequence and hand it to the step thread, or fail it."""
         if ticket.aborted:
             return
@@ -238,26 +225,39 @@ class Engine:
     def _loop(self) -> None:
         while True:
             with self._wake:
-                while not (self._inbox or self.core.scheduler.has_work or self._closed):
-                    self._wake.wait()
+                while not (self._inbox or self.core.scheduler.has_work or self._closed or self._late()):
+                    self._wake.wait(seconds_left(self._tickets.values(), time.monotonic()))
                 inbox, self._inbox = self._inbox, []
+                overdue = self._late()
                 if self._closed and not inbox and not self.core.scheduler.has_work:
                     return
             for ticket in inbox:
                 self._receive(ticket)
+            for ticket in overdue:
+                self._drop(ticket, FinishReason.TIMEOUT)
             if self.core.scheduler.has_work:
                 self.core.step()
 
-    def _receive(self, ticket: _Ticket) -> None:
-        if self._tickets.get(ticket.request.id) is not ticket:
-            return
-        if not ticket.aborted:
+    def _late(self) -> list[Ticket]:
+        """Tickets to end now. The lock is held."""
+        return late(self._tickets.values(), time.monotonic())
+
+    def _receive(self, ticket: Ticket) -> None:
+        if ticket.aborted:
+            self._drop(ticket, FinishReason.ABORT)
+        elif self._tickets.get(ticket.request.id) is ticket:
             assert ticket.sequence is not None
             self.core.add(ticket.sequence)
-        elif ticket.sequence is None:
-            self._finish(ticket, Event(finish=FinishReason.ABORT))
+
+    def _drop(self, ticket: Ticket, reason: FinishReason) -> None:
+        """End a ticket, wherever it is. What is being prepared for it comes to nothing."""
+        if self._tickets.get(ticket.request.id) is not ticket:
+            return
+        ticket.aborted = True
+        if ticket.sequence is None:
+            self._finish(ticket, Event(finish=reason))
         else:
-            self.core.abort(ticket.sequence)
+            self.core.abort(ticket.sequence, reason)
 
     def _deliver(self, sequence: Sequence, event: Event) -> None:
         ticket = self._tickets.get(sequence.request.id)
@@ -268,7 +268,7 @@ class Engine:
         else:
             self._send(ticket, event)
 
-    def _finish(self, ticket: _Ticket, event: Event) -> None:
+    def _finish(self, ticket: Ticket, event: Event) -> None:
         with self._wake:
             if self._tickets.get(ticket.request.id) is not ticket:
                 return
@@ -281,7 +281,7 @@ class Engine:
         for ticket in tickets:
             self._finish(ticket, event)
 
-    def _send(self, ticket: _Ticket, event: Event) -> None:
+    def _send(self, ticket: Ticket, event: Event) -> None:
         """A sink that raises has nobody behind it any more: its request ends, the step thread goes on."""
         try:
             ticket.sink(event)

@@ -7,8 +7,18 @@ from dataclasses import dataclass
 from okavango.modalities.precision import resolve_dtype
 from okavango.platform.errors import ConfigError
 from okavango.serving.runner import RunnerOptions
+from okavango.serving.scheduler import Limits
 
 GIB = 1 << 30
+_POSITIVE = (
+    "max_sequences",
+    "max_prefill_tokens",
+    "max_waiting",
+    "block_size",
+    "kv_bytes",
+    "slots",
+    "max_rank",
+)
 
 
 @dataclass(frozen=True)
@@ -19,6 +29,9 @@ class EngineOptions:
         dtype: auto, bfloat16 or float32.
         max_sequences: sequences in one step.
         max_step_tokens: tokens in one step; prompts are computed in chunks that fit.
+        max_prefill_tokens: of these, tokens of prompts while anybody generates, so that streams keep moving.
+        slot_patience: tokens that adapters in slots may be served ahead of one that waits for a slot.
+        weights: (principal, its share of the machine); 1 for those that are not named.
         max_waiting: requests that may wait; one more is refused.
         block_size: token positions a KV block.
         kv_bytes: memory for keys and values; on a CPU it is taken only as it is used.
@@ -33,6 +46,9 @@ class EngineOptions:
     device: str = "cpu"
     max_sequences: int = 32
     max_step_tokens: int = 512
+    max_prefill_tokens: int = 256
+    slot_patience: int = 1024
+    weights: tuple[tuple[str, float], ...] = ()
     max_waiting: int = 256
     block_size: int = 16
     kv_bytes: int = 4 * GIB
@@ -43,14 +59,28 @@ class EngineOptions:
     threads: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("max_sequences", "max_waiting", "block_size", "kv_bytes", "slots", "max_rank"):
+        for name in _POSITIVE:
             if getattr(self, name) < 1:
                 raise ConfigError(f"must be at least 1, not {getattr(self, name)}", where=name)
+        for principal, weight in self.weights:
+            if not 0 < weight < float("inf"):
+                raise ConfigError(f"must be above 0, not {weight}", where=f"weights[{principal}]")
         if self.max_step_tokens <= self.max_sequences:
             raise ConfigError(
                 f"must be above max_sequences ({self.max_sequences}), or prompts would never get a turn",
                 where="max_step_tokens",
             )
+
+    @property
+    def limits(self) -> Limits:
+        """What of it the scheduler needs."""
+        return Limits(
+            max_sequences=self.max_sequences,
+            max_step_tokens=self.max_step_tokens,
+            max_prefill_tokens=self.max_prefill_tokens,
+            slot_patience=self.slot_patience,
+            weights=dict(self.weights),
+        )
 
     @property
     def runner(self) -> RunnerOptions:
