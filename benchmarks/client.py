@@ -103,7 +103,7 @@ class Client:
         headers |= {"Authorization": f"Bearer {key}"} if key else {}
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
         self._http = httpx.AsyncClient(
-            base_url=root_of(url), headers=headers, limits=limits, timeout=seconds, trust_env=False
+            base_url=api_of(url), headers=headers, limits=limits, timeout=seconds, trust_env=False
         )
 
     async def __aenter__(self) -> Client:
@@ -127,9 +127,10 @@ class Client:
         return Reply(call, sent, time.perf_counter(), status, is_stream, tuple(pieces), failure)
 
 
-def root_of(url: str) -> str:
-    """The server's address: people paste it with and without /v1."""
-    return url.rstrip("/").removesuffix("/v1")
+def api_of(url: str) -> str:
+    """Where the API begins: /v1, unless the address names another path."""
+    url = url.rstrip("/")
+    return url if httpx.URL(url).path.strip("/") else f"{url}/v1"
 
 
 def events(pieces: tuple[tuple[float, bytes], ...]) -> Iterator[tuple[float, dict[str, Any]]]:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from timing import Trace
 
-from okavango.modalities.base import Base
+from okavango.modalities.base import Base, find_base
 from okavango.modalities.prompt import Rendered
-from okavango.platform.bundle import digest_of, read_manifest
+from okavango.platform.bundle import MANIFEST, PROMPT, file_sha256, read_manifest
+from okavango.platform.config import load_settings
 from okavango.serving.engine import Engine
 from okavango.serving.types import AdapterRef, Event, Request, SamplingParams
 
@@ -26,32 +28,44 @@ class Answer:
 
 
 class Bundles:
-    """Random adapters on disk, and an AdapterSource over them.
+    """Random adapters on disk, and an AdapterSource over them."""
 
-    `aliases`: registered adapters beyond those on disk. Each has a digest of its own, so that the engine
-    takes it for an adapter of its own, and reads the files of one that is there.
-    """
-
-    def __init__(self, folders: Sequence[Path], aliases: int = 0) -> None:
+    def __init__(self, folders: Sequence[Path]) -> None:
         self.refs = [AdapterRef(folder.name, 1, read_manifest(folder).digest) for folder in folders]
         self._folders = {ref.digest: folder for ref, folder in zip(self.refs, folders, strict=True)}
-        for number in range(aliases):
-            ref = AdapterRef(f"alias{number}", 1, digest_of({"alias": str(number)}))
-            self.refs.append(ref)
-            self._folders[ref.digest] = folders[number % len(folders)]
 
     @classmethod
-    def write(cls, base: Base, folder: Path, count: int, aliases: int = 0) -> Bundles:
+    def write(cls, base: Base, folder: Path, count: int, copies: int = 0) -> Bundles:
+        """`count` bundles, and more that share their weights on disk; no two have one digest."""
         # Here, since resident.py counts what this module imports.
         from okavango.modalities.tiny_bundle import write_tiny_bundle
 
         folders = [folder / f"a{number}" for number in range(count)]
         for seed, path in enumerate(folders):
             write_tiny_bundle(path, base, seed=seed, rank=RANK, head=False, probes=False)
-        return cls(folders, aliases)
+        return cls(folders + [copy_of(folders[n % count], folder / f"copy{n}") for n in range(copies)])
 
     def fetch(self, digest: str) -> Path:
         return self._folders[digest]
+
+
+def base_of(name: str, folder: Path) -> Base:
+    """The base of that name; "tiny" is written into `folder`."""
+    from okavango.modalities.tiny import write_tiny_base
+
+    return write_tiny_base(folder / "tiny") if name == "tiny" else find_base(name, load_settings().bases)
+
+
+def copy_of(source: Path, folder: Path) -> Path:
+    """A bundle with the weights of another, by a link, and a digest of its own: its prompt is another."""
+    folder.mkdir()
+    (folder / "decoder").symlink_to(source / "decoder")
+    prompt = folder / PROMPT
+    prompt.write_text(json.dumps({"system": folder.name}))
+    manifest = read_manifest(source)
+    manifest = replace(manifest, files={**manifest.files, PROMPT: file_sha256(prompt)})
+    (folder / MANIFEST).write_text(json.dumps(asdict(manifest)))
+    return folder
 
 
 @dataclass(eq=False)

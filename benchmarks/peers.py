@@ -34,7 +34,7 @@ class Generate:
         self.model = PeftModel.from_pretrained(load_decoder(base, dtype), first, adapter_name="a0")
         for number, folder in enumerate(others, start=1):
             self.model.load_adapter(folder, adapter_name=f"a{number}")
-        self.model.to(dtype).eval()  # type: ignore[operator]  # the decorated stub has lost self
+        self.model.to(dtype).eval()
 
     def can(self, adapters: int) -> bool:
         return True

@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 from comparison import Case, Side, Turns, Work, measure
-from ours import Answer, Bundles, Ours
+from ours import Answer, Bundles, Ours, base_of
 from peers import Continuous, Generate
 from report import Report, write
 from rich.console import Console
@@ -32,10 +32,8 @@ from rich.markdown import Markdown
 from timing import Figures
 from workload import poisson
 
-from okavango.modalities.base import Base, find_base
+from okavango.modalities.base import Base
 from okavango.modalities.build import quiet_transformers
-from okavango.modalities.tiny import write_tiny_base
-from okavango.platform.config import load_settings
 from okavango.serving.engine import Engine, EngineOptions
 
 ADAPTERS = 8
@@ -81,10 +79,6 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="a folder")
     return parser.parse_args()
-
-
-def base_of(name: str, folder: Path) -> Base:
-    return write_tiny_base(folder / "tiny") if name == "tiny" else find_base(name, load_settings().bases)
 
 
 def compare(options: argparse.Namespace, base: Base, bundles: Bundles, work: Work) -> Report:

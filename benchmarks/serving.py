@@ -65,7 +65,7 @@ class Form:
         question = {"messages": [{"role": "user", "content": prompt}]} if chat else {"prompt": prompt}
         body = {"model": model.name, **question, "max_tokens": self.answer, "temperature": 0, **self.body}
         body |= {"stream": True} if self.stream else {}
-        path = "/v1/chat/completions" if chat else "/v1/completions"
+        path = "chat/completions" if chat else "completions"
         return Call(model.name, path, json.dumps(body | model.body).encode(), self.answer)
 
 
@@ -118,13 +118,12 @@ async def opened(client: Client, calls: Iterable[Call], arrivals: Iterable[float
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     add = parser.add_argument
-    add("--url", required=True, help="the server, with or without /v1")
+    add("--url", required=True, help="the server; /v1 is added where it names no path")
     add("--model", required=True, action="append", help='NAME or NAME {"key": …}; repeat to spread requests')
     add(
         "--skew",
         type=float,
-        default=0.0,
-        help="the k-th model is asked with weight k^-SKEW (default: in turn)",
+        help="ask at random, the k-th model with weight k^-SKEW (default: in turn)",
     )
     add("--requests", type=at_least(1), default=64)
     pace = parser.add_mutually_exclusive_group()

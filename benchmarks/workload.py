@@ -52,9 +52,9 @@ def poisson(seed: str, count: int, rate: float) -> list[float]:
     return list(accumulate(random.expovariate(rate) for _ in range(count)))
 
 
-def spread(seed: str, count: int, among: Sequence[Choice], skew: float = 0.0) -> list[Choice]:
-    """Whom each request asks: all in turn, or, with a skew s, the k-th with weight k^-s (Zipf)."""
-    if not skew:
+def spread(seed: str, count: int, among: Sequence[Choice], skew: float | None = None) -> list[Choice]:
+    """Whom each request asks: all in turn, or, with a skew s, the k-th at random with weight k^-s (Zipf)."""
+    if skew is None:
         return [among[i % len(among)] for i in range(count)]
     weights = [(rank + 1) ** -skew for rank in range(len(among))]
     return Random(f"{seed}/spread").choices(among, weights, k=count)

@@ -7,10 +7,10 @@ import json
 from typing import Any
 
 import pytest
-from client import Call, Client, Reply, error_text, root_of
+from client import Call, Client, Reply, api_of, error_text
 from timing import Trace
 
-CALL = Call("m", "/v1/completions", b"{}", wanted=3)
+CALL = Call("m", "completions", b"{}", wanted=3)
 
 
 def sse(*events: Any) -> bytes:
@@ -85,6 +85,6 @@ def test_errors_of_other_forms_are_shown_as_they_are() -> None:
     assert error_text(b'{"detail": "Not Found"}') == '{"detail": "Not Found"}'
 
 
-@pytest.mark.parametrize("url", ["http://h:1", "http://h:1/", "http://h:1/v1", "http://h:1/v1/"])
-def test_an_address_may_end_in_v1(url: str) -> None:
-    assert root_of(url) == "http://h:1"
+def test_v1_is_added_to_an_address_without_a_path() -> None:
+    assert {api_of(url) for url in ("http://h:1", "http://h:1/", "http://h:1/v1/")} == {"http://h:1/v1"}
+    assert api_of("https://h/v3/") == "https://h/v3"

@@ -35,6 +35,7 @@ def test_arrivals_come_at_the_rate() -> None:
 
 def test_traffic_is_spread_evenly_or_skewed() -> None:
     assert spread("s", 5, ["a", "b"]) == ["a", "b", "a", "b", "a"]
+    assert len(set(spread("s", 50, range(1000), skew=0.0))) > 40
     skewed = spread("s", 6000, range(3), skew=1.0)
     shares = [skewed.count(each) / len(skewed) for each in range(3)]
     assert shares == pytest.approx([6 / 11, 3 / 11, 2 / 11], abs=0.03)

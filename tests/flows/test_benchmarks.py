@@ -39,3 +39,19 @@ def test_the_comparison_measures_every_side_and_writes_both_files(tmp_path: Path
     assert found["memory"]["peak"] >= found["memory"]["loaded"] > 0
     shown = (tmp_path / "cpu.md").read_text()
     assert f"| 8 adapters mixed | **{found['cases']['8 adapters mixed']['rate']:.1f}** |" in shown
+
+
+def test_curves_have_all_their_points(tmp_path: Path) -> None:
+    run("curves.py", tmp_path, "--only", "registered", "context", "prefix", "--most", "1024")
+    found = read(tmp_path / "curves.json")["curves"]
+    assert [point["label"] for point in found["context"]] == ["256", "512", "1024"]
+    assert [point["label"] for point in found["registered"]][-2:] == ["1000, evenly", "1000, skewed"]
+    points = [point for curve in found.values() for point in curve]
+    assert {len(point["figures"]["errors"]) for point in points} == {0}
+    assert all(point["figures"]["short"] == 0 < point["figures"]["output_rate"] for point in points)
+    shown = (tmp_path / "curves.md").read_text()
+    assert [line for line in shown.splitlines() if line.startswith("## ")] == [
+        "## Adapters registered",
+        "## Context",
+        "## Prefix shared or not",
+    ]
