@@ -14,10 +14,10 @@ from okavango.platform.telemetry import Metrics
 from okavango.serving.adapters.slots import SlotTable
 from okavango.serving.cache.blocks import BlockPool
 from okavango.serving.runner import Runner
-from okavango.serving.sampler import sample
+from okavango.serving.sampler import report, sample
 from okavango.serving.scheduler import Chunk, Limits, Scheduler, Step
 from okavango.serving.sequence import Sequence
-from okavango.serving.types import Event, FinishReason
+from okavango.serving.types import Chosen, Event, FinishReason
 
 log = logging.getLogger(__name__)
 
@@ -62,17 +62,17 @@ class EngineCore:
             log.exception("a step of %d sequences failed", len(step.chunks))
             self._fail_step(step, error)
             return
-        broken = {chunk.sequence for chunk, token in tokens if token is None}
+        broken = {chunk.sequence for chunk, token, _ in tokens if token is None}
         self.scheduler.commit(chunk for chunk in step.chunks if chunk.sequence not in broken)
-        for chunk, token in tokens:
+        for chunk, token, chosen in tokens:
             if token is None:
-                self._fail([chunk.sequence], _not_finite(chunk.sequence))
+                self._fail([chunk.sequence], chunk.sequence.sampling.fault or _not_finite(chunk.sequence))
             else:
-                self._append(chunk.sequence, token)
+                self._append(chunk.sequence, token, () if chosen is None else (chosen,))
         self._metrics.observe("okavango_step_seconds", time.perf_counter() - began)
         self._measure(step)
 
-    def _compute(self, step: Step) -> list[tuple[Chunk, int | None]]:
+    def _compute(self, step: Step) -> list[tuple[Chunk, int | None, Chosen | None]]:
         for sequence in step.loads:
             self.runner.load(sequence.slot, sequence.weights)
             self._metrics.count("okavango_slot_loads_total")
@@ -88,28 +88,30 @@ class EngineCore:
         logits = self.runner.run(step, rows or [position - 1])
         if not sampled:
             return []
-        requests = [chunk.sequence.request for chunk in sampled]
-        picked = sample(logits, [r.params for r in requests], [chunk.sequence.rng for chunk in sampled])
-        return list(zip(sampled, picked, strict=True))
+        states = [chunk.sequence.sampling for chunk in sampled]
+        picked = sample(logits, states)
+        return list(zip(sampled, picked, report(logits, picked, states), strict=True))
 
-    def _append(self, sequence: Sequence, token: int) -> None:
+    def _append(self, sequence: Sequence, token: int, logprobs: tuple[Chosen, ...]) -> None:
         sequence.tokens.append(token)
         stream = sequence.stream
         params = sequence.request.params
         ended = token in self._eos and not params.ignore_eos
         text = stream.push(token) if stream is not None and not ended else ""
+        sequence.sampling.accept(token)
         finish = None
-        if ended or (stream is not None and stream.stopped):
+        if ended or sequence.sampling.is_complete or (stream is not None and stream.stopped):
             finish = FinishReason.STOP
         elif sequence.num_generated >= sequence.max_tokens:
             finish = FinishReason.LENGTH
         if finish is None:
-            self._deliver(sequence, Event(text, (token,)))
+            self._deliver(sequence, Event(text, (token,), logprobs=logprobs))
             return
         text += stream.flush() if stream is not None else ""
         self.scheduler.drop(sequence)
         cached = sequence.features_cached
-        self._deliver(sequence, Event(text, (token,), finish, sequence.usage, features_cached=cached))
+        last = Event(text, (token,), finish, sequence.usage, features_cached=cached, logprobs=logprobs)
+        self._deliver(sequence, last)
 
     def _fail_step(self, step: Step, error: Exception) -> None:
         """Fail the step's sequences, and all on a slot whose load may not have happened."""

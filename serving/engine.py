@@ -30,6 +30,7 @@ from okavango.serving.options import EngineOptions as EngineOptions
 from okavango.serving.options import EngineStats
 from okavango.serving.preparation import Preparation
 from okavango.serving.runner import Runner
+from okavango.serving.sampling.state import Vocabulary
 from okavango.serving.sequence import Sequence
 from okavango.serving.tickets import Sink as Sink
 from okavango.serving.tickets import Ticket, late, seconds_left
@@ -70,7 +71,8 @@ class Engine:
         self.media = MediaRuntime(base, FeatureCache(options.feature_cache_bytes), metrics, options.device)
         self._source = source
         host = HostCache(options.host_cache_bytes, self._load)
-        self._preparation = Preparation(self.tokenizer, self.media, host, options.max_rank)
+        vocabulary = Vocabulary(runner.decoder.config.get_text_config().vocab_size, tuple(sorted(eos)))
+        self._preparation = Preparation(self.tokenizer, self.media, host, options.max_rank, vocabulary)
         self._preparers = ThreadPoolExecutor(2, thread_name_prefix="okavango-prepare")
         self._tickets: dict[str, Ticket] = {}
         self._inbox: list[Ticket] = []

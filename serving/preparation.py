@@ -10,7 +10,8 @@ from transformers import PreTrainedTokenizerBase
 from okavango.platform.errors import UnsupportedError
 from okavango.serving.adapters.loading import NO_LORA, Adapter, HostCache
 from okavango.serving.media import MediaRuntime
-from okavango.serving.sampler import make_rng
+from okavango.serving.sampling.guide import Guides
+from okavango.serving.sampling.state import SamplingState, Vocabulary
 from okavango.serving.sequence import Sequence
 from okavango.serving.stream import TextStream
 from okavango.serving.types import AdapterRef, Request
@@ -22,6 +23,7 @@ class Preparation:
     Args:
         host: gives adapters, bound; may take long.
         max_rank: adapters over it are refused.
+        vocabulary: what the decoder picks tokens from.
     """
 
     def __init__(
@@ -30,22 +32,28 @@ class Preparation:
         media: MediaRuntime,
         host: HostCache,
         max_rank: int,
+        vocabulary: Vocabulary,
     ) -> None:
         self._tokenizer = tokenizer
         self._media = media
         self._host = host
         self._max_rank = max_rank
+        self._vocabulary = vocabulary
+        self._guides = Guides(tokenizer, vocabulary)
 
     def is_instant(self, request: Request) -> bool:
         """Whether preparing the request takes no time, so that no thread is needed."""
         adapter = request.adapter
-        return not request.prompt.media and (adapter is None or self._host.peek(adapter.digest) is not None)
+        if request.prompt.media or request.params.guide is not None:
+            return False
+        return adapter is None or self._host.peek(adapter.digest) is not None
 
     def prepare(self, request: Request, max_tokens: int) -> Sequence:
         """The request's sequence.
 
         Raises:
-            OkavangoError: its adapter cannot be fetched or bound, or a medium is not accepted.
+            OkavangoError: its adapter cannot be fetched or bound, a medium is not accepted, or its guide
+                or logit bias is not usable.
         """
         adapter = self._adapter(request.adapter) if request.adapter else None
         embeds, hits = self._media.embed(request.prompt.media, adapter)
@@ -54,9 +62,20 @@ class Preparation:
             max_tokens,
             embeds=embeds,
             weights=adapter.lora if adapter else NO_LORA,
-            rng=make_rng(request.params),
-            stream=TextStream(self._tokenizer, request.params.stop),
+            sampling=self._sampling(request),
+            stream=TextStream(self._tokenizer, request.params.stop, request.params.min_tokens),
             features_cached=hits,
+        )
+
+    def _sampling(self, request: Request) -> SamplingState:
+        guide, prompt = request.params.guide, request.prompt
+        media = {position for span in prompt.spans for position in range(span.start, span.end)}
+        return SamplingState(
+            request.params,
+            self._vocabulary,
+            # what stands for a medium's embeddings was not said by anybody
+            [token for position, token in enumerate(prompt.tokens) if position not in media],
+            self._guides.start(guide) if guide is not None else None,
         )
 
     def _adapter(self, ref: AdapterRef) -> Adapter:

@@ -23,7 +23,7 @@ class Sequence:
         max_tokens: most tokens to generate, the context considered.
         embeds: one tensor [M, D] a media span, what the adapter's head made of the encoder's features.
         weights: the adapter's tensors on the host, or None for the bare base.
-        rng: the sampler's generator, or None for greedy.
+        sampling: what the sampler keeps of it, a SamplingState.
         tokens: prompt and generated tokens.
         num_computed: tokens whose keys and values are in the cache.
         blocks: its block table; the first ones may be other sequences', too, and are full then.
@@ -39,7 +39,7 @@ class Sequence:
     max_tokens: int
     embeds: tuple[Any, ...] = ()
     weights: Any = None
-    rng: Any = None
+    sampling: Any = None
     stream: TextStream | None = None
     features_cached: int = 0
     tokens: list[int] = field(default_factory=list)

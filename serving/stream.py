@@ -17,12 +17,16 @@ class TextStream:
     """Detokenises one answer incrementally.
 
     Text is held back while its last bytes are no whole character, and while it may be the start of a stop
-    string. Each time only a short tail of tokens is decoded anew.
+    string. Each time only a short tail of tokens is decoded anew. Stop strings are looked for in the text
+    from the `min_tokens`th token on; what comes before is text like any other.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str] = ()) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str] = (), min_tokens: int = 0
+    ) -> None:
         self._tokenizer = tokenizer
         self._stop = tuple(stop)
+        self._min_tokens = min_tokens
         self._tokens: list[int] = []
         self._read = 0  # tokens before this are wholly in the text
         self._context = 0  # tokens from here to _read are decoded as left context
@@ -52,6 +56,9 @@ class TextStream:
         return text
 
     def _release(self) -> str:
+        if len(self._tokens) < self._min_tokens:
+            text, self._held = self._held, ""
+            return text
         ends = [at for stop in self._stop if (at := self._held.find(stop)) >= 0]
         if ends:
             self.stopped = True
