@@ -18,7 +18,7 @@ help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
 
 .PHONY: demo
-demo: setup ## train the emoji adapter, serve it, ask it about pictures it has not seen
+demo: setup debian-demo ## train the emoji adapter, serve it, ask it about pictures it has not seen
 	$(BIN)/python examples/emoji_demo.py $(ARGS)
 
 .PHONY: test
@@ -33,7 +33,7 @@ check: setup debian-check typing-links ## check format, lint and types, and what
 	$(BIN)/pytest tests/guards
 
 .PHONY: bench
-bench: setup starter ## measure beside transformers and PEFT; writes benchmarks/results/
+bench: setup debian-bench starter ## measure beside transformers and PEFT; writes benchmarks/results/
 	$(BIN)/python benchmarks/run.py $(ARGS)
 
 .PHONY: format

@@ -6,8 +6,11 @@ set -eu
 # verb  what must be there              packages that bring it
 table() {
     cat <<'TABLE'
+bench   g++                             g++
 check   postgres                        postgresql
+demo    g++                             g++
 test    chromium                        chromium
+test    g++                             g++
 test    postgres                        postgresql
 test    DejaVuSans.ttf                  fonts-dejavu-core
 test    NotoColorEmoji.ttf              fonts-noto-color-emoji

@@ -98,11 +98,14 @@ class StepLayout:
 
 @dataclass(frozen=True)
 class LayerShape:
-    """One layer's kv heads, and the widths of a key and of a value."""
+    """One layer's kv heads, the widths of a key and of a value, how many positions it sees (None: all), and
+    what it scales scores by."""
 
     heads: int
     key_width: int
     value_width: int
+    window: int | None = None
+    scale: float | None = None
 
 
 class LayerCache:
@@ -169,10 +172,17 @@ def paged_attention(
 
 
 def measuring_attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **_: Any
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    **options: Any,
 ) -> tuple[Tensor, None]:
     """For a single token, which attends to itself alone: notes the layer's shape at module.okavango_shape."""
-    module.okavango_shape = LayerShape(key.shape[1], key.shape[-1], value.shape[-1])  # type: ignore[assignment]
+    widths = key.shape[1], key.shape[-1], value.shape[-1]
+    module.okavango_shape = LayerShape(*widths, options.get("sliding_window"), scaling)  # type: ignore[assignment]
     return value.repeat_interleave(query.shape[1] // key.shape[1], 1).transpose(1, 2), None
 
 

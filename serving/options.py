@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from okavango.modalities.precision import resolve_dtype
 from okavango.platform.errors import ConfigError
-from okavango.serving.runner import RunnerOptions
+from okavango.serving.backend import RunnerOptions
 from okavango.serving.scheduler import Limits
 
 GIB = 1 << 30
@@ -39,6 +40,7 @@ class EngineOptions:
         max_rank: the highest LoRA rank that is served.
         host_cache_bytes: adapters kept in host memory.
         feature_cache_bytes: encoder outputs kept.
+        kernels: folder for compiled native kernels; None means torch's operators alone.
         threads: torch's threads; None leaves them as they are.
     """
 
@@ -56,6 +58,7 @@ class EngineOptions:
     max_rank: int = 64
     host_cache_bytes: int = 2 * GIB
     feature_cache_bytes: int = GIB // 4
+    kernels: Path | None = None
     threads: int | None = None
 
     def __post_init__(self) -> None:
@@ -92,6 +95,7 @@ class EngineOptions:
             kv_bytes=self.kv_bytes,
             slots=self.slots,
             max_rank=self.max_rank,
+            kernels=self.kernels,
         )
 
 

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from okavango.modalities.precision import PARITY_BOUNDS, relative_error
 from okavango.modalities.prompt import Rendered
 from okavango.platform.errors import UnsupportedError
-from okavango.serving.attention import NAME
 from okavango.serving.scheduler import Chunk, Step
 from okavango.serving.sequence import Sequence
 from okavango.serving.types import Request
@@ -31,8 +31,8 @@ _CUTS = (0, 6, 9, 10, 11, 12)
 _NEIGHBOUR_CUTS = (0, 3, 4, 5, 6)
 
 
-def check_paging(runner: Runner) -> None:
-    """Compare a sequence computed in pieces beside another one with transformers' own forward pass.
+def check_paging(runner: Runner, own: Tensor) -> None:
+    """Compare a sequence computed in pieces beside another one with `own_logits`.
 
     Raises:
         UnsupportedError: they differ, or the decoder says itself that it has other layers than attention.
@@ -40,7 +40,7 @@ def check_paging(runner: Runner) -> None:
     layers = set(getattr(runner.decoder.config.get_text_config(), "layer_types", None) or ())
     if layers - _LAYERS:
         raise UnsupportedError(f"{', '.join(sorted(layers - _LAYERS))} layers are not served")
-    own, paged = _own_logits(runner), _paged_logits(runner)
+    paged = _paged_logits(runner)
     error = relative_error(paged, own) if paged.shape == own.shape else float("inf")
     if not error <= PARITY_BOUNDS[runner.options.dtype]:
         raise UnsupportedError(
@@ -54,14 +54,12 @@ def _tokens(length: int, stride: int) -> tuple[int, ...]:
 
 
 @torch.inference_mode()
-def _own_logits(runner: Runner) -> Tensor:
-    ids = torch.tensor([_tokens(_LENGTH, 3)], device=runner.device)
-    positions = torch.arange(_LENGTH, device=runner.device)[None]
-    runner.decoder.set_attn_implementation("eager")
-    try:
-        return runner.decoder(input_ids=ids, position_ids=positions, use_cache=False).logits[0]
-    finally:
-        runner.decoder.set_attn_implementation(NAME)
+def own_logits(decoder: PreTrainedModel) -> Tensor:
+    """The sequence's logits [_LENGTH, V] by transformers' own forward pass, at once."""
+    ids = torch.tensor([_tokens(_LENGTH, 3)], device=decoder.device)
+    positions = torch.arange(_LENGTH, device=decoder.device)[None]
+    logits: Tensor = decoder(input_ids=ids, position_ids=positions, use_cache=False).logits[0]
+    return logits
 
 
 def _paged_logits(runner: Runner) -> Tensor:

@@ -25,7 +25,8 @@ from okavango.platform.telemetry import PrometheusMetrics
 from okavango.serving.adapters.gate import ParityGate
 from okavango.serving.engine import Engine
 from okavango.web import problems
-from okavango.web.api import adapters, chat, health, models
+from okavango.web.api import adapters, chat, completions, health, models
+from okavango.web.api.logprobs import TokenText
 from okavango.web.bundles import Bundles
 from okavango.web.draining import Gate
 from okavango.web.edge import Edge
@@ -56,7 +57,7 @@ def build(
         title="Okavango", version=version("okavango"), lifespan=_lifespan, docs_url=None, redoc_url=None
     )
     app.state.services = services
-    for router in (chat.router, models.router, adapters.router, health.router):
+    for router in (chat.router, completions.router, models.router, adapters.router, health.router):
         app.include_router(router)
     problems.install(app)
     # The last one added is the outermost.
@@ -87,11 +88,13 @@ def build_services(settings: Settings, base: Base, options: ServeOptions) -> Ser
         models=Models(base, catalog, bundles, verifier, patience_seconds=options.patience_seconds),
         metrics=metrics,
         gate=Gate(options.engine.max_sequences + options.engine.max_waiting),
+        tokens=TokenText(engine.tokenizer),
     )
 
 
 def _gate(base: Base, options: ServeOptions) -> ParityGate:
-    return ParityGate(base, resolve_dtype(options.engine.dtype, options.engine.device))
+    engine = options.engine
+    return ParityGate(base, resolve_dtype(engine.dtype, engine.device), engine.kernels)
 
 
 @asynccontextmanager

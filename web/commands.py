@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import typer
 
@@ -32,6 +32,9 @@ def serve(
     max_step_tokens: int = typer.Option(512, help="Tokens in one step; above --max-sequences."),
     max_waiting: int = typer.Option(256, help="Requests in the queue; one more is refused."),
     kv_memory: str = typer.Option("4GiB", help="Memory for keys and values."),
+    kernels: Literal["native", "torch"] = typer.Option(
+        "native", help="What computes steps on a CPU: kernels of ours, or torch alone."
+    ),
     drain_seconds: float = typer.Option(30.0, min=0, help="Time for running requests when told to stop."),
     log_level: str = typer.Option("warning", help="debug, info, warning or error."),
 ) -> None:
@@ -60,6 +63,7 @@ def serve(
             kv_bytes=parse_bytes(kv_memory, "--kv-memory"),
             slots=slots,
             max_rank=max_rank,
+            kernels=settings.cache / "kernels" if kernels == "native" else None,
         )
         options = ServeOptions(host, engine, drain_seconds=drain_seconds)
         # To the end: the verifier loads decoders of its own when versions come.

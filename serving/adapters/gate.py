@@ -23,8 +23,9 @@ from okavango.platform.bundle import verify
 from okavango.platform.errors import ParityError
 from okavango.platform.telemetry import NullMetrics
 from okavango.serving.adapters.loading import Adapter, load_adapter
+from okavango.serving.backend import RunnerOptions
 from okavango.serving.media import FeatureCache, MediaRuntime
-from okavango.serving.runner import Runner, RunnerOptions
+from okavango.serving.runner import Runner
 from okavango.serving.scheduler import Chunk, Step
 from okavango.serving.sequence import Sequence as EngineSequence
 from okavango.serving.types import Request
@@ -50,10 +51,12 @@ class ParityGate:
 
     Args:
         dtype: what the server computes in; probes are compared in it, too, within its own bound.
+        kernels: as in EngineOptions; what serves is what is checked.
     """
 
-    def __init__(self, base: Base, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, base: Base, dtype: torch.dtype = torch.float32, kernels: Path | None = None) -> None:
         self.base = base
+        self._kernels = kernels
         self._dtypes = tuple(dict.fromkeys((torch.float32, dtype)))
         self._runners: dict[torch.dtype, Runner] = {}
         self._lock = threading.Lock()
@@ -115,7 +118,9 @@ class ParityGate:
 
     def _runner(self, dtype: torch.dtype) -> Runner:
         if dtype not in self._runners:
-            options = RunnerOptions(dtype, "cpu", _BLOCK, _KV_BYTES, slots=1, max_rank=_MAX_RANK)
+            options = RunnerOptions(
+                dtype, "cpu", _BLOCK, _KV_BYTES, slots=1, max_rank=_MAX_RANK, kernels=self._kernels
+            )
             self._runners[dtype] = Runner(self.base, options)
         return self._runners[dtype]
 

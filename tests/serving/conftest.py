@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import pytest
 import torch
@@ -82,12 +83,24 @@ class Harness:
         return found
 
 
+@pytest.fixture(scope="session")
+def kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for compiled kernels, so that they are compiled once a run."""
+    return tmp_path_factory.mktemp("kernels")
+
+
+@pytest.fixture(params=["torch", "native"])
+def computing(request: pytest.FixtureRequest, kernels: Path) -> dict[str, Path | None]:
+    """EngineOptions of both backends in turn."""
+    return {"kernels": kernels if request.param == "native" else None}
+
+
 @pytest.fixture
-def make_harness(tiny_base, tiny_bundles) -> Iterator[Callable[..., Harness]]:
+def make_harness(tiny_base, tiny_bundles, computing) -> Iterator[Callable[..., Harness]]:
     made: list[Harness] = []
 
     def make(base: Base = tiny_base, bundles=tiny_bundles, **options) -> Harness:
-        made.append(Harness(base, bundles, **options))
+        made.append(Harness(base, bundles, **{**computing, **options}))
         return made[-1]
 
     yield make

@@ -13,7 +13,8 @@ from okavango.modalities.base import Base
 from okavango.modalities.build import quiet_transformers
 from okavango.modalities.tiny import write_tiny_base
 from okavango.platform.errors import ConfigError, UnsupportedError
-from okavango.serving.runner import Runner, RunnerOptions
+from okavango.serving.backend import RunnerOptions
+from okavango.serving.runner import Runner
 
 OPTIONS = RunnerOptions(torch.float32, "cpu", block_size=4, kv_bytes=1 << 20, slots=2, max_rank=8)
 SIZES: dict[str, Any] = {

@@ -1,0 +1,72 @@
+"""What computes a step: the options and the interface that torch's and the native backend share."""
+
+# Shapes: T rows of the step, D decoder width, V vocabulary
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from okavango.modalities.lora import LoraWeights
+from okavango.platform.errors import ConfigError
+from okavango.serving.attention import LayerCache, LayerShape
+from okavango.serving.scheduler import Step
+
+_FEWEST_BLOCKS, _FEWEST_TOKENS = 2, 64
+
+
+@dataclass(frozen=True)
+class RunnerOptions:
+    """How a runner computes.
+
+    Attributes:
+        kv_bytes: memory for keys and values; the number of blocks follows from it.
+        kernels: folder for compiled native kernels; None means torch's operators alone.
+    """
+
+    dtype: torch.dtype
+    device: str
+    block_size: int
+    kv_bytes: int
+    slots: int
+    max_rank: int
+    kernels: Path | None = None
+
+
+class Backend(Protocol):
+    """What computes steps: owns keys, values and slots.
+
+    Attributes:
+        name: for logs and metrics.
+        caches: every layer's keys and values, block by block.
+    """
+
+    name: str
+    num_blocks: int
+    caches: list[LayerCache]
+
+    def load(self, slot: int, weights: LoraWeights) -> None:
+        """Put an adapter into a slot; its former tenant is gone."""
+        ...
+
+    def compute(self, embeddings: Tensor, step: Step, rows: Sequence[int]) -> Tensor:
+        """Embeddings [T, D] of a step → logits [len(rows), V] after these of its rows."""
+        ...
+
+
+def num_blocks(shapes: Sequence[LayerShape], options: RunnerOptions) -> int:
+    """KV blocks that fit the memory. Raises ConfigError where they would hold no conversation."""
+    positions = sum(s.heads * (s.key_width + s.value_width) for s in shapes) * options.dtype.itemsize
+    blocks = options.kv_bytes // (positions * options.block_size)
+    if blocks < _FEWEST_BLOCKS or blocks * options.block_size < _FEWEST_TOKENS:
+        raise ConfigError(
+            f"{options.kv_bytes:,} bytes hold {blocks * options.block_size} tokens' keys and values",
+            where="kv_bytes",
+            remedy="give it more --kv-memory",
+        )
+    return blocks

@@ -1,0 +1,179 @@
+// Paged attention: rotate, store, then read block by block with a running softmax (Milakov & Gimelshein 2018;
+// Dao et al. 2022). What a row sees is summed in the order of its positions, in groups that begin at multiples
+// of GROUP, so that it gets the same numbers whichever way its sequence was cut into chunks.
+#pragma once
+
+#include <algorithm>
+
+#include "model.h"
+
+namespace okv {
+
+constexpr int GROUP = 128;  // positions between two corrections of the running softmax
+constexpr float NOTHING = -1e30f;
+
+template <class E> struct Cache {
+    E *keys, *values;
+    int64_t size;  // elements of a block
+
+    Cache(const Model& m, const Layer& layer, int64_t kv_head)
+        : keys(static_cast<E*>(layer.keys)), values(static_cast<E*>(layer.values)),
+          size(m.block_size * m.head_width) {
+        keys += kv_head * m.blocks * size;
+        values += kv_head * m.blocks * size;
+    }
+};
+
+inline void normalise_head(float* x, const float* weight, int64_t width, double eps) {
+    double squares = 0;
+    for (int64_t i = 0; i < width; ++i) squares += double(x[i]) * x[i];
+    float scale = float(1 / std::sqrt(squares / width + eps));
+    for (int64_t i = 0; i < width; ++i) x[i] = x[i] * scale * weight[i];
+}
+
+// Su et al. 2021, halves rotated against each other as in GPT-NeoX.
+inline void rotate(float* x, const float* cosines, const float* sines, int64_t width) {
+    int64_t half = width / 2;
+    for (int64_t i = 0; i < half; ++i) {
+        float low = x[i], high = x[i + half];
+        x[i] = low * cosines[i] - high * sines[i];
+        x[i + half] = high * cosines[i + half] + low * sines[i + half];
+    }
+}
+
+// One row: queries rotated into q, key and value into the cache. A block that begins here is wiped first:
+// nothing of its former holder may be read, for zero times nan is nan.
+template <class E>
+void place_row(const Model& m, const Layer& layer, float* qkv, E* q, int64_t position, int64_t block) {
+    int64_t d = m.head_width, pairs = m.block_size * PAIR<E>, inside = position % m.block_size;
+    const float *cosines = m.cosines + position * d, *sines = m.sines + position * d;
+    for (int64_t h = 0; h < m.heads + m.kv_heads; ++h) {
+        const float* norm = h < m.heads ? layer.query_norm : layer.key_norm;
+        if (norm) normalise_head(qkv + h * d, norm, d, m.eps);
+        rotate(qkv + h * d, cosines, sines, d);
+    }
+    for (int64_t i = 0; i < m.heads * d; i += LANES) store(q + i, load(qkv + i));
+    for (int64_t h = 0; h < m.kv_heads; ++h) {
+        Cache<E> cache(m, layer, h);
+        E *keys = cache.keys + block * cache.size, *values = cache.values + block * cache.size;
+        const float *key = qkv + (m.heads + h) * d, *value = key + m.kv_heads * d;
+        if (inside == 0) {
+            std::memset(static_cast<void*>(keys), 0, cache.size * sizeof(E));
+            std::memset(static_cast<void*>(values), 0, cache.size * sizeof(E));
+        }
+        E* column = values + inside / PAIR<E> * d * PAIR<E> + inside % PAIR<E>;
+        for (int64_t i = 0; i < d; ++i) {
+            put(keys[i / PAIR<E> * pairs + inside * PAIR<E> + i % PAIR<E>], key[i]);
+            put(column[i * PAIR<E>], value[i]);
+        }
+    }
+}
+
+// Up to 16 queries of one sequence and one kv head; query i is head i % G of the position first + i / G.
+template <class E> struct Tile {
+    alignas(64) E q[ROWS * 256];
+    alignas(64) float scores[ROWS * GROUP];
+    alignas(64) E weights[ROWS * GROUP];
+    alignas(64) float seen[ROWS * 256], part[ROWS * 256];
+    float most[ROWS], total[ROWS];
+};
+
+struct Span {
+    int64_t first, last;  // positions that a row sees
+};
+
+template <class E>
+void score(const Model& m, Tile<E>& t, const Cache<E>& cache, const int32_t* table, int64_t from, int64_t to,
+           int rows) {
+    int64_t p = m.block_size;
+    for (int64_t at = from; at < to; at += LANES) {
+        const E* block = cache.keys + table[at / p] * cache.size + at % p * PAIR<E>;
+        multiply(Operand<E>{t.q, m.head_width, 0}, rows, Operand<E>{block, p * PAIR<E>, 0}, 1,
+                 int(m.head_width), t.scores + (at - from), GROUP, false);
+    }
+}
+
+// Scores of positions [from, to) → weights, the running sums corrected.
+template <class E>
+void weigh(const Model& m, Tile<E>& t, const Span* spans, int64_t from, int64_t to, int rows) {
+    Vec lane;
+    for (int i = 0; i < LANES; ++i) lane[i] = float(i);
+    for (int r = 0; r < rows; ++r) {
+        float* scores = t.scores + r * GROUP;
+        float first = float(spans[r].first - from), last = float(spans[r].last - from);
+        Vec most = splat(NOTHING);
+        for (int64_t at = 0; at < to - from; at += LANES) {
+            Vec position = lane + float(at), s = load(scores + at) * float(m.scale);
+            s = position < first ? splat(NOTHING) : s;
+            s = position > last ? splat(NOTHING) : s;
+            most = max(most, s);
+            most = s != s ? s : most;
+            store(scores + at, s);
+        }
+        float before = t.most[r], now = largest(most);
+        for (int i = 0; i < LANES; ++i) now = most[i] != most[i] ? most[i] : now;
+        now = now > before || now != now ? now : before;
+        Vec total = {};
+        for (int64_t at = 0; at < to - from; at += LANES) {
+            Vec s = load(scores + at), w = exp(s - now);
+            w = s <= NOTHING ? Vec{} : w;
+            total += w;
+            store(t.weights + r * GROUP + at, w);
+        }
+        float kept = std::exp(before - now);
+        t.total[r] = t.total[r] * kept + sum(total);
+        t.most[r] = now;
+        float* seen = t.seen + r * m.head_width;
+        for (int64_t i = 0; i < m.head_width; i += LANES) store(seen + i, load(seen + i) * kept);
+    }
+}
+
+template <class E>
+void gather(const Model& m, Tile<E>& t, const Cache<E>& cache, const int32_t* table, int64_t from, int64_t to,
+            int rows) {
+    int64_t p = m.block_size, d = m.head_width;
+    for (int64_t panel = 0; panel < d / LANES; panel += PANELS) {
+        int panels = int(std::min<int64_t>(PANELS, d / LANES - panel));
+        for (int64_t at = from; at < to; at += LANES) {
+            const E* block = cache.values + table[at / p] * cache.size + at % p * d + panel * LANES * PAIR<E>;
+            multiply(Operand<E>{t.weights + (at - from), GROUP, 0}, rows,
+                     Operand<E>{block, d * PAIR<E>, LANES * PAIR<E>}, panels, LANES, t.part + panel * LANES, d,
+                     at > from);
+        }
+    }
+    for (int64_t i = 0; i < rows * d; i += LANES) store(t.seen + i, load(t.seen + i) + load(t.part + i));
+}
+
+// Queries [begin, end) of a chunk's kv head, at most 16; q and out are [rows][heads * head_width].
+template <class E>
+void attend(const Model& m, const Layer& layer, const Chunk& chunk, const int32_t* tables, int64_t kv_head,
+            int64_t begin, int64_t end, const E* q, E* out, Tile<E>& t) {
+    int64_t d = m.head_width, group = m.heads / m.kv_heads;
+    int rows = int(end - begin);
+    Span spans[ROWS];
+    auto place = [&](int r) {
+        int64_t query = begin + r, row = chunk.row + query / group;
+        return (row * m.heads + kv_head * group + query % group) * d;
+    };
+    for (int r = 0; r < rows; ++r) {
+        std::memcpy(static_cast<void*>(t.q + r * d), q + place(r), d * sizeof(E));
+        int64_t position = chunk.first + (begin + r) / group;
+        spans[r] = {layer.window ? std::max<int64_t>(0, position - layer.window + 1) : 0, position};
+        t.most[r] = NOTHING, t.total[r] = 0;
+    }
+    std::fill(t.seen, t.seen + rows * d, 0.f);
+    Cache<E> cache(m, layer, kv_head);
+    const int32_t* table = tables + chunk.table;
+    int64_t stop = (spans[rows - 1].last / LANES + 1) * LANES;
+    for (int64_t from = spans[0].first / GROUP * GROUP; from < stop; from += GROUP) {
+        int64_t to = std::min(from + GROUP, stop);
+        score(m, t, cache, table, from, to, rows);
+        weigh(m, t, spans, from, to, rows);
+        gather(m, t, cache, table, from, to, rows);
+    }
+    for (int r = 0; r < rows; ++r)
+        for (int64_t i = 0; i < d; i += LANES)
+            store(out + place(r) + i, load(t.seen + r * d + i) / t.total[r]);
+}
+
+}  // namespace okv
