@@ -15,7 +15,7 @@ import logging
 import threading
 import time
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 
@@ -70,9 +70,9 @@ class Engine:
         self.core = EngineCore(runner, options.limits, eos, self._deliver, metrics)
         self.media = MediaRuntime(base, FeatureCache(options.feature_cache_bytes), metrics, options.device)
         self._source = source
-        host = HostCache(options.host_cache_bytes, self._load)
+        self._host = HostCache(options.host_cache_bytes, self._load)
         vocabulary = Vocabulary(runner.decoder.config.get_text_config().vocab_size, tuple(sorted(eos)))
-        self._preparation = Preparation(self.tokenizer, self.media, host, options.max_rank, vocabulary)
+        self._preparation = Preparation(self.tokenizer, self.media, self._host, options.max_rank, vocabulary)
         self._preparers = ThreadPoolExecutor(2, thread_name_prefix="okavango-prepare")
         self._tickets: dict[str, Ticket] = {}
         self._inbox: list[Ticket] = []
@@ -95,6 +95,7 @@ class Engine:
         self._close("the server is stopping")
         if self._thread is not None:
             self._thread.join()
+        self._host.close()
         self._preparers.shutdown(wait=True, cancel_futures=True)
         self._finish_all(Event(finish=FinishReason.ABORT))  # the thread was never started
 
@@ -113,7 +114,7 @@ class Engine:
         with self._wake:
             self._admit(ticket)
             if not instant:
-                self._preparers.submit(self._prepare, ticket)
+                self._begin(ticket)
         if instant:
             self._prepare(ticket)
 
@@ -196,11 +197,22 @@ class Engine:
                 self._abort(ticket)
             self._wake.notify()
 
-    def _prepare(self, ticket: Ticket) -> None:
+    def _begin(self, ticket: Ticket) -> None:
+        """Prepare a ticket on other threads, of which none waits for an adapter's load. The lock is held."""
+        adapter = ticket.request.adapter
+        if adapter is None:
+            self._preparers.submit(self._prepare, ticket)
+        else:
+            loading = self._host.load(adapter.digest)
+            loading.add_done_callback(lambda loaded: self._preparers.submit(self._prepare, ticket, loaded))
+
+    def _prepare(self, ticket: Ticket, loaded: Future[Adapter] | None = None) -> None:
         """Make the ticket's sequence and hand it to the step thread, or fail it."""
         if ticket.aborted:
             return
         try:
+            if loaded is not None:
+                loaded.result()  # what went wrong is this request's error
             ticket.sequence = self._preparation.prepare(ticket.request, ticket.max_tokens)
         except Exception as error:
             if not isinstance(error, OkavangoError):
