@@ -85,6 +85,6 @@ typing-links: ## link the parts into .typing/okavango, for mypy, or as PYTHONPAT
 	@mkdir -p .typing/okavango
 	@for part in $(PARTS); do ln -sfn ../../$$part .typing/okavango/$$part; done
 
-.PHONY: debian-check debian-test
-debian-check debian-test: debian-%:
+.PHONY: debian-bench debian-check debian-demo debian-test
+debian-bench debian-check debian-demo debian-test: debian-%:
 	@sh .ci/debian.sh $*
