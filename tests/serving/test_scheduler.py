@@ -264,3 +264,20 @@ def test_with_room_for_one_alone_all_finish_and_no_step_is_lost_for_long(mix, la
         if not s.has_work and not sequences:
             return
     raise AssertionError("it does not come to an end")
+
+
+def test_where_it_had_to_preempt_it_admits_with_more_care_and_forgets_in_time():
+    s = scheduler(blocks=24, size=4, sequences=16)
+    for _ in range(40):
+        s.add(make(8, 64))
+    preempted = 0
+    for _ in range(1000):
+        advance(s)
+        preempted += s.tally.preempted
+    assert preempted > 0
+    assert s._caution > 0
+    while s.has_work:
+        s.drop(next(iter([*s.waiting, *s.running])))
+    for _ in range(400):
+        s.schedule()
+    assert s._caution < 0.001
