@@ -35,19 +35,19 @@ _MOST_CACHED = 64
 class GuideState:
     """One answer's place in its guide.
 
-    `accept` and `allowed` are called in turn, on one thread; the mask is computed on another in between.
+    `accept` and `allowed` are called in turn, on one thread. Between them the matcher belongs to the thread
+    that computes the mask.
+
+    Attributes:
+        is_complete: whether nothing may follow.
     """
 
     def __init__(self, matcher: Any, size: int, pool: ThreadPoolExecutor) -> None:
         self._matcher = matcher
         self._size = size
         self._pool = pool
+        self.is_complete = False
         self._mask: Future[Tensor] = pool.submit(self._compute)
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether nothing may follow. Also where it failed; `allowed` says that."""
-        return bool(self._matcher.is_stopped()) and not self._matcher.is_error()
 
     def allowed(self) -> Tensor:
         """Which tokens may come next: bool [V]; the end of the turn only where the answer may end.
@@ -59,7 +59,9 @@ class GuideState:
 
     def accept(self, token: int) -> None:
         """The answer goes on with this token."""
-        self._matcher.consume_token(token)
+        self._mask.exception()  # waits: a matcher has one user at a time
+        taken = self._matcher.consume_token(token)
+        self.is_complete = taken and self._matcher.is_stopped()
         if not self.is_complete:
             self._mask = self._pool.submit(self._compute)
 
