@@ -54,6 +54,18 @@ class Reply:
             return Trace(self.call.model, self.sent, (), self.ended, 0, self.call.wanted, error=str(error))
 
     @property
+    def text(self) -> str:
+        """The answer's text.
+
+        Raises:
+            ReplyError: there is none.
+        """
+        if (error := self.trace().error) is not None:
+            raise ReplyError(f"{self.call.model}: {error}")
+        found = [event for _, event in events(self.pieces)] if self.is_stream else [parse(self._whole)]
+        return "".join(text_of(choice) for event in found for choice in event.get("choices") or ())
+
+    @property
     def _whole(self) -> bytes:
         return b"".join(piece for _, piece in self.pieces)
 
@@ -156,8 +168,8 @@ def parse(data: bytes) -> dict[str, Any]:
 
 
 def text_of(choice: dict[str, Any]) -> str:
-    """New text of a completion's or a chat's piece; reasoning counts."""
-    delta = choice.get("delta") or {}
+    """New text of a completion or a chat, or of a piece of one; reasoning counts."""
+    delta = choice.get("delta") or choice.get("message") or {}
     return choice.get("text") or delta.get("content") or delta.get("reasoning_content") or ""
 
 

@@ -6,7 +6,8 @@
     python benchmarks/serving.py --url … --model 'base {"lora": [{"id": 0, "scale": 1}]}'
 
 Requests are spread over the models. Either so many are under way at any time (--concurrency), or they arrive
-at random, so many a second (--rate). Ends with 1 if a request failed. docs/benchmarks.md tells more.
+at random, so many a second (--rate). Ends with 1 if a request failed,
+or --check found a model that answers as another. docs/benchmarks.md tells more.
 """
 
 from __future__ import annotations
@@ -20,22 +21,31 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
-from client import Call, Client, Reply
+from client import Call, Client, Reply, ReplyError
 from machine import describe
+from mixing import Mixing
 from rich.console import Console
 from rich.table import Table
 from timing import Figures, Spread, Trace, by_model
 from workload import Prompts, poisson, spread
 
+CHECK_LENGTH = 16
 EXTRAS_HELP = "send ignore_eos and min_tokens, so that answers are as long as asked for"
 
 
 @dataclass(frozen=True)
 class Model:
-    """Whom to ask; `body`: keys that its requests carry, for servers that choose adapters otherwise."""
+    """Whom to ask.
 
+    Attributes:
+        label: as the caller gave it.
+        body: keys that its requests carry, for servers that choose adapters otherwise.
+    """
+
+    label: str
     name: str
     body: dict[str, Any] = field(default_factory=dict)
 
@@ -43,7 +53,7 @@ class Model:
     def parse(cls, text: str) -> Model:
         """NAME, or NAME {JSON}."""
         name, _, body = text.partition(" ")
-        return cls(name, parse_object(body) if body.strip() else {})
+        return cls(text, name, parse_object(body) if body.strip() else {})
 
 
 @dataclass(frozen=True)
@@ -66,31 +76,50 @@ class Form:
         body = {"model": model.name, **question, "max_tokens": self.answer, "temperature": 0, **self.body}
         body |= {"stream": True} if self.stream else {}
         path = "chat/completions" if chat else "completions"
-        return Call(model.name, path, json.dumps(body | model.body).encode(), self.answer)
+        return Call(model.label, path, json.dumps(body | model.body).encode(), self.answer)
 
 
 def main() -> int:
     options = parse_options()
     # Drawn unless given: a server that keeps prefixes knows the prompts of the seed before.
     options.seed = options.seed or secrets.token_hex(4)
+    try:
+        replies, mixing = asyncio.run(load(options))
+    except ReplyError as error:
+        print(error, file=sys.stderr)
+        return 1
+    traces = [reply.trace() for reply in replies]
+    report(options, traces, mixing)
+    failed = any(trace.error is not None for trace in traces)
+    return 1 if failed or (mixing is not None and mixing.mistaken) else 0
+
+
+async def load(options: argparse.Namespace) -> tuple[list[Reply], Mixing | None]:
+    """The measured requests, after the warming ones and, if asked for, the check."""
+    form, models = form_of(options), [Model.parse(each) for each in dict.fromkeys(options.model)]
     prompts = Prompts(options.seed, options.prompt, options.shared)
     warming = Prompts(f"{options.seed}/warming", options.prompt)
-    form, models = form_of(options), list(dict.fromkeys(options.model))
-    asked = spread(options.seed, options.requests, [Model.parse(each) for each in models], options.skew)
-    calls = [form.call(model, prompts, i) for i, model in enumerate(asked)]
-    first = [form.call(Model.parse(each), warming, i) for i, each in enumerate(models * options.warming)]
-    traces = [reply.trace() for reply in asyncio.run(load(options, first, calls))]
-    report(options, traces)
-    failed = [trace.error for trace in traces if trace.error is not None]
-    return 1 if failed else 0
-
-
-async def load(options: argparse.Namespace, warming: Sequence[Call], calls: Sequence[Call]) -> list[Reply]:
+    asked = spread(options.seed, options.requests, models, options.skew)
+    calls = [form.call(model, prompts, number) for number, model in enumerate(asked)]
     async with Client(options.url, options.key, options.timeout) as client:
-        await closed(client, warming, 1)
+        first = [form.call(each, warming, i) for i, each in enumerate(models * options.warming)]
+        await closed(client, first, 1)
+        mixing = await check(client, form, models, options.seed) if options.check else None
         if options.rate is None:
-            return await closed(client, calls, options.concurrency)
-        return await opened(client, calls, poisson(options.seed, len(calls), options.rate))
+            return await closed(client, calls, options.concurrency), mixing
+        return await opened(client, calls, poisson(options.seed, len(calls), options.rate)), mixing
+
+
+async def check(client: Client, form: Form, models: Sequence[Model], seed: str) -> Mixing:
+    """Ask every model the same, one by one and then all at once.
+
+    Raises:
+        ReplyError: one of them did not answer.
+    """
+    calls = [form.call(model, Prompts(f"{seed}/check", CHECK_LENGTH), 0) for model in models]
+    alone = await closed(client, calls, 1)
+    mixed = await closed(client, calls, len(calls))
+    return Mixing.of(*({reply.call.model: reply.text for reply in replies} for replies in (alone, mixed)))
 
 
 async def closed(client: Client, calls: Iterable[Call], concurrency: int) -> list[Reply]:
@@ -139,6 +168,7 @@ def parse_options() -> argparse.Namespace:
     add("--usage", action=argparse.BooleanOptionalAction, default=True, help="ask streams for token counts")
     add("--extras", action=argparse.BooleanOptionalAction, default=True, help=EXTRAS_HELP)
     add("--body", type=parse_object, default={}, help="JSON object: more keys for every request")
+    add("--check", action="store_true", help="first see that models answer among others as they do alone")
     add("--warming", type=at_least(0), default=1, help="unmeasured requests to each model first (default: 1)")
     add("--seed", help="of prompts, arrivals and spread; drawn and reported by default")
     add("--key", help="API key")
@@ -185,13 +215,17 @@ def form_of(options: argparse.Namespace) -> Form:
     )
 
 
-def report(options: argparse.Namespace, traces: Sequence[Trace]) -> None:
+def report(options: argparse.Namespace, traces: Sequence[Trace], mixing: Mixing | None) -> None:
     figures = Figures.of(traces)
-    Console().print(table_of(options, figures))
+    table = table_of(options, figures)
+    if mixing is not None:
+        add_mixing(table, mixing)
+    Console().print(table)
     if options.out is not None:
         asked = {name: value for name, value in vars(options).items() if name not in {"out", "key"}}
         models = {model: asdict(each) for model, each in by_model(traces).items()}
-        found = {"options": asked, "figures": asdict(figures), "models": models}
+        checked = asdict(mixing) if mixing is not None else None
+        found = {"options": asked, "figures": asdict(figures), "models": models, "check": checked}
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps({**describe(["httpx"]), **found}, indent=2) + "\n")
 
@@ -217,6 +251,17 @@ def table_of(options: argparse.Namespace, figures: Figures) -> Table:
     for message, count in figures.errors.items():
         table.add_row(f"[red]{message}", f"[red]{count} failed")
     return table
+
+
+def add_mixing(table: Table, mixing: Mixing) -> None:
+    alike = mixing.alike.values()
+    table.add_row(
+        "answers alone and among others begin alike (mean, least)", f"{mean(alike):.0%}, {min(alike):.0%}"
+    )
+    for model, other in mixing.mistaken.items():
+        table.add_row(f"[red]among others {model} answers as", f"[red]{other}")
+    for model, other in mixing.twins.items():
+        table.add_row(f"[yellow]alone {model} answers as", f"[yellow]{other}")
 
 
 def milliseconds(spread_: Spread | None) -> str:

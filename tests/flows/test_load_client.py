@@ -14,6 +14,7 @@ from server_fixtures import RunningServer
 PROGRAM = Path(__file__).parents[2] / "benchmarks" / "serving.py"
 # Few words and tokens: the tiny base has a token a byte, and a context of 512.
 SMALL = ["--endpoint", "chat", "--prompt", "8", "--answer", "12", "--requests", "9"]
+ALL = ["--model", "tiny", "--model", "r4", "--model", "r8"]
 LENGTH = ["--no-extras", "--body", '{"ignore_eos": true}']
 
 
@@ -46,6 +47,15 @@ def test_requests_are_spread_over_models_and_timed(load: Any) -> None:
     assert figures["gap"]["p50"] > 0
     assert figures["decode_rate"] > 0
     assert "output tokens/s" in shown
+
+
+def test_adapters_answer_among_others_as_alone(load: Any) -> None:
+    code, found, shown = load(*LENGTH, *ALL, "--model", 'tiny {"top_p": 0.5}', "--check")
+    assert code == 0
+    assert found["check"]["mistaken"] == {}
+    assert set(found["check"]["alike"].values()) == {1.0}
+    assert found["check"]["twins"] == {'tiny {"top_p": 0.5}': "tiny"}
+    assert "100%, 100%" in shown
 
 
 def test_arrivals_at_a_rate_take_the_time_that_they_take(load: Any) -> None:
