@@ -48,6 +48,8 @@ METRICS: dict[str, Metric] = {
     "okavango_preemptions_total": Metric(
         "counter", "Requests that lost their blocks and are computed again."
     ),
+    "okavango_parked_requests_total": Metric("counter", "Preempted requests kept on the host."),
+    "okavango_restored_tokens_total": Metric("counter", "Tokens that came back from the host."),
     "okavango_prefix_tokens_total": Metric(
         "counter", "Prompt tokens found in the cache (hit) or computed (miss).", ("result",)
     ),

@@ -13,6 +13,7 @@ from okavango.platform.errors import OkavangoError
 from okavango.platform.telemetry import Metrics
 from okavango.serving.adapters.slots import SlotTable
 from okavango.serving.cache.blocks import BlockPool
+from okavango.serving.cache.parking import Parked
 from okavango.serving.runner import Runner
 from okavango.serving.sampler import report, sample
 from okavango.serving.scheduler import Chunk, Limits, Scheduler, Step
@@ -30,15 +31,22 @@ class EngineCore:
     Args:
         eos: token ids that end an answer.
         deliver: called with every event, on the thread that calls `step`.
+        parking_bytes: host memory for keys and values of preempted sequences.
     """
 
     def __init__(
-        self, runner: Runner, limits: Limits, eos: Iterable[int], deliver: Deliver, metrics: Metrics
+        self,
+        runner: Runner,
+        limits: Limits,
+        eos: Iterable[int],
+        deliver: Deliver,
+        metrics: Metrics,
+        parking_bytes: int = 0,
     ) -> None:
         self.runner = runner
-        self.scheduler = Scheduler(
-            BlockPool(runner.num_blocks, runner.options.block_size), SlotTable(runner.options.slots), limits
-        )
+        pool = BlockPool(runner.num_blocks, runner.options.block_size)
+        slots, parking = SlotTable(runner.options.slots), parking_bytes // runner.block_bytes
+        self.scheduler = Scheduler(pool, slots, limits, parking)
         self._eos = frozenset(eos)
         self._deliver = deliver
         self._metrics = metrics
@@ -69,10 +77,14 @@ class EngineCore:
                 self._fail([chunk.sequence], chunk.sequence.sampling.fault or _not_finite(chunk.sequence))
             else:
                 self._append(chunk.sequence, token, () if chosen is None else (chosen,))
-        self._metrics.observe("okavango_step_seconds", time.perf_counter() - began)
+        seconds = time.perf_counter() - began
+        self._metrics.observe("okavango_step_seconds", seconds)
+        if 2 * self.scheduler.tally.prefill_tokens > step.num_tokens:
+            self.scheduler.parking.saw_computing(step.num_tokens, seconds)
         self._measure(step)
 
     def _compute(self, step: Step) -> list[tuple[Chunk, int | None, Chosen | None]]:
+        self._move(step)
         for sequence in step.loads:
             self.runner.load(sequence.slot, sequence.weights)
             self._metrics.count("okavango_slot_loads_total")
@@ -91,6 +103,18 @@ class EngineCore:
         states = [chunk.sequence.sampling for chunk in sampled]
         picked = sample(logits, states)
         return list(zip(sampled, picked, report(logits, picked, states), strict=True))
+
+    def _move(self, step: Step) -> None:
+        """Copy preempted sequences' blocks to the host, before anybody writes to them, and others back."""
+        for move in step.parks:
+            began = time.perf_counter()
+            copy = self.runner.park(move.blocks)
+            self.scheduler.parking.saw_copying(len(move.blocks), time.perf_counter() - began)
+            move.sequence.parked = Parked(move.tokens, len(move.blocks), copy)
+        for move in step.restores:
+            assert move.sequence.parked is not None
+            self.runner.restore(move.sequence.parked.data, move.first, move.blocks)
+            move.sequence.parked = None
 
     def _append(self, sequence: Sequence, token: int, logprobs: tuple[Chosen, ...]) -> None:
         sequence.tokens.append(token)
@@ -117,7 +141,7 @@ class EngineCore:
         """Fail the step's sequences, and all on a slot whose load may not have happened."""
         shown = error if isinstance(error, OkavangoError) else OkavangoError("the engine failed in this step")
         unsure = {sequence.digest for sequence in step.loads} - {None}
-        failed = {chunk.sequence for chunk in step.chunks}
+        failed = {chunk.sequence for chunk in step.chunks} | {move.sequence for move in step.restores}
         failed |= {sequence for sequence in self.scheduler.running if sequence.digest in unsure}
         self._fail(failed, shown)
         for digest in unsure:
@@ -140,6 +164,8 @@ class EngineCore:
         metrics.count("okavango_preemptions_total", tally.preempted)
         metrics.count("okavango_prefix_tokens_total", tally.reused_tokens, result="hit")
         metrics.count("okavango_prefix_tokens_total", tally.prefill_tokens, result="miss")
+        metrics.count("okavango_parked_requests_total", len(step.parks))
+        metrics.count("okavango_restored_tokens_total", tally.restored_tokens)
         for reason, sequences in tally.waits.items():
             metrics.count("okavango_waits_total", sequences, reason=reason)
 

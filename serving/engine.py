@@ -67,7 +67,9 @@ class Engine:
         )
         runner = Runner(base, options.runner)
         eos = _eos_ids(runner, self.renderer)
-        self.core = EngineCore(runner, options.limits, eos, self._deliver, metrics)
+        self.core = EngineCore(
+            runner, options.limits, eos, self._deliver, metrics, parking_bytes=options.parking_bytes
+        )
         self.media = MediaRuntime(base, FeatureCache(options.feature_cache_bytes), metrics, options.device)
         self._source = source
         self._host = HostCache(options.host_cache_bytes, self._load)

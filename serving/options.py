@@ -36,6 +36,8 @@ class EngineOptions:
         max_waiting: requests that may wait; one more is refused.
         block_size: token positions a KV block.
         kv_bytes: memory for keys and values; on a CPU it is taken only as it is used.
+        parking_bytes: host memory for keys and values of preempted requests, used where copying is quicker
+            than computing again; on a CPU it rarely is.
         slots: adapters in one step.
         max_rank: the highest LoRA rank that is served.
         host_cache_bytes: adapters kept in host memory.
@@ -54,6 +56,7 @@ class EngineOptions:
     max_waiting: int = 256
     block_size: int = 16
     kv_bytes: int = 4 * GIB
+    parking_bytes: int = 0
     slots: int = 8
     max_rank: int = 64
     host_cache_bytes: int = 2 * GIB
@@ -65,6 +68,8 @@ class EngineOptions:
         for name in _POSITIVE:
             if getattr(self, name) < 1:
                 raise ConfigError(f"must be at least 1, not {getattr(self, name)}", where=name)
+        if self.parking_bytes < 0:
+            raise ConfigError(f"must be at least 0, not {self.parking_bytes}", where="parking_bytes")
         for principal, weight in self.weights:
             if not 0 < weight < float("inf"):
                 raise ConfigError(f"must be above 0, not {weight}", where=f"weights[{principal}]")

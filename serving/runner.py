@@ -49,6 +49,27 @@ class Runner:
     def load(self, slot: int, weights: LoraWeights) -> None:
         self.backend.load(slot, weights)
 
+    @property
+    def block_bytes(self) -> int:
+        """What a block's keys and values take, over all layers."""
+        tensors = [tensor for cache in self.backend.caches for tensor in (cache.keys, cache.values)]
+        return sum(tensor.nbytes for tensor in tensors) // self.num_blocks
+
+    def park(self, blocks: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
+        """Every layer's keys and values [K, n, P, D] of these blocks, copied to the host."""
+        index = self._tensor(blocks)
+        return [
+            (cache.keys.index_select(1, index).cpu(), cache.values.index_select(1, index).cpu())
+            for cache in self.backend.caches
+        ]
+
+    def restore(self, parked: Sequence[tuple[Tensor, Tensor]], first: int, blocks: Sequence[int]) -> None:
+        """Fill blocks with what `park` copied, from its block number `first` on."""
+        index = self._tensor(blocks)
+        for cache, (keys, values) in zip(self.backend.caches, parked, strict=True):
+            cache.keys.index_copy_(1, index, keys[:, first:].to(self.device))
+            cache.values.index_copy_(1, index, values[:, first:].to(self.device))
+
     @torch.inference_mode()
     def run(self, step: Step, rows: Sequence[int]) -> Tensor:
         """Compute a step's chunks and return the logits [len(rows), V] after these of its rows."""

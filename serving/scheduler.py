@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from okavango.serving.adapters.slots import SlotTable
 from okavango.serving.admission import Demand, Drains
 from okavango.serving.cache.blocks import BlockPool
+from okavango.serving.cache.parking import Parking
 from okavango.serving.cache.tables import check_table, next_key, publish, reuse
 from okavango.serving.fairness import FairQueue
 from okavango.serving.sequence import Sequence
@@ -56,14 +57,19 @@ class Limits:
 
 
 class Scheduler:
-    """Owns every sequence from `add` to `drop`, and what they hold of blocks and slots."""
+    """Owns every sequence from `add` to `drop`, and what they hold of blocks and slots.
 
-    def __init__(self, pool: BlockPool, slots: SlotTable, limits: Limits) -> None:
+    Args:
+        parking: blocks that the host can keep of preempted sequences; 0 has all of them computed again.
+    """
+
+    def __init__(self, pool: BlockPool, slots: SlotTable, limits: Limits, parking: int = 0) -> None:
         self.pool = pool
         self.slots = slots
         self.limits = limits
         self.waiting = FairQueue(limits.weights)
         self.running: list[Sequence] = []
+        self.parking = Parking(parking, pool)
         self.tally = Tally()
         self._caution = (
             0.0  # the fraction of what running sequences may yet grow by that admission leaves free
@@ -83,19 +89,22 @@ class Scheduler:
         A step has no chunks only where it preempted somebody; a later one has some, then.
         """
         self.tally = Tally()
+        self.parking.begin()
         loads = self._admit()
         for sequence in self.running:
             self._reuse(sequence)
         chunks = self._plan()
         self._caution = min(1.0, self._caution * _CAUTION_DECAY + _CAUTION_STEP * self.tally.preempted)
-        return Step(tuple(loads), tuple(sorted(chunks, key=lambda c: c.sequence.slot)))
+        chunks.sort(key=lambda chunk: chunk.sequence.slot)
+        return Step(tuple(loads), tuple(chunks), self.parking.parks, self.parking.restores)
 
     def commit(self, chunks: Iterable[Chunk]) -> None:
         """A step's chunks are computed: only now others may share the blocks that they filled."""
         for chunk in chunks:
             sequence = chunk.sequence
             sequence.num_computed = chunk.end
-            publish(sequence, chunk.start, chunk.end, self.pool)
+            start = 0 if self.parking.is_back(sequence) else chunk.start
+            publish(sequence, start, chunk.end, self.pool)
             self.waiting.charge(sequence, max(0, chunk.end - sequence.num_charged))
             sequence.num_charged = max(sequence.num_charged, chunk.end)
 
@@ -172,6 +181,7 @@ class Scheduler:
         self.tally.reused_tokens += tokens
         if sequence.num_preempted == 0:
             sequence.num_reused += tokens
+        self.tally.restored_tokens += self.parking.come_back(sequence)
 
     def _deserts(self, sequence: Sequence) -> tuple[bool, float, int, int]:
         """Sorts the more deserving first. Who was preempted before stands before all who were not."""
@@ -180,6 +190,7 @@ class Scheduler:
         return True, self.waiting.virtual(sequence), sequence.request.priority, sequence.arrival
 
     def _preempt(self, sequence: Sequence) -> None:
+        self.parking.leave(sequence, self.waiting)
         self._stop(sequence)
         sequence.num_preempted += 1
         self.tally.preempted += 1

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from okavango.serving.types import Request, Usage
 
 if TYPE_CHECKING:
+    from okavango.serving.cache.parking import Parked
     from okavango.serving.stream import TextStream
 
 
@@ -28,6 +29,7 @@ class Sequence:
         num_computed: tokens whose keys and values are in the cache.
         blocks: its block table; the first ones may be other sequences', too, and are full then.
         keys: what is in its first full blocks, as far as anybody has asked: see serving/cache/prefix.py.
+        parked: a copy on the host of keys and values that it lost: see serving/cache/parking.py.
         slot: the adapter's slot while it runs.
         arrival: its number in the order in which sequences came; 0 until it is queued.
         num_preempted: how often it lost its blocks.
@@ -46,6 +48,7 @@ class Sequence:
     num_computed: int = 0
     blocks: list[int] = field(default_factory=list)
     keys: list[bytes] = field(default_factory=list)
+    parked: Parked | None = None
     slot: int = 0
     arrival: int = 0
     num_preempted: int = 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
+from okavango.serving.cache.parking import Move
 from okavango.serving.sequence import Sequence
 
 
@@ -28,10 +29,15 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Step:
-    """What to do next: copy adapters into slots, then compute chunks, those of one slot adjacent."""
+    """What to do next: park blocks, restore others, copy adapters into slots, then compute chunks.
+
+    Chunks of one slot are adjacent.
+    """
 
     loads: tuple[Sequence, ...]
     chunks: tuple[Chunk, ...]
+    parks: tuple[Move, ...] = ()
+    restores: tuple[Move, ...] = ()
 
     @property
     def num_tokens(self) -> int:
@@ -61,10 +67,12 @@ class Tally:
             prefix (another sequence is computing their next block).
         preempted: sequences that lost their blocks.
         reused_tokens: tokens whose blocks were there already.
+        restored_tokens: tokens that come back from the host.
         prefill_tokens: tokens of prompts, or of sequences that are computed again.
     """
 
     waits: Counter[str] = field(default_factory=Counter)
     preempted: int = 0
     reused_tokens: int = 0
+    restored_tokens: int = 0
     prefill_tokens: int = 0

@@ -72,6 +72,24 @@ def test_sampled_answers_survive_preemption(make_harness):
     assert (texts[:half], tokens[:half]) == (texts[half:], tokens[half:])
 
 
+def test_what_is_parked_on_the_host_comes_back_the_same(make_harness, reference):
+    params = SamplingParams(max_tokens=60, temperature=0, ignore_eos=True)
+    harness = make_harness(slots=3, parking_bytes=1 << 24)
+    squeeze(harness, 14)
+    preempt_everybody(harness)
+    harness.engine.core.scheduler.parking.pays = lambda tokens, blocks: True
+    restore, restored = harness.engine.core.runner.restore, []
+
+    def counted(parked, first, blocks) -> None:
+        restored.append(len(blocks))
+        restore(parked, first, blocks)
+
+    harness.engine.core.runner.restore = counted
+    requests = mix(harness, params)
+    assert harness.tokens(requests) == [reference.tokens(request) for request in requests]
+    assert sum(restored) > 10
+
+
 def test_samples_of_one_prompt_share_its_blocks_and_differ(harness, reference):
     text = "a prompt that is long enough to fill a few blocks of sixteen tokens each"
     [alone] = harness.tokens([harness.request(text, "r8")])
