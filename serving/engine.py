@@ -28,12 +28,10 @@ from okavango.serving.core import EngineCore
 from okavango.serving.media import FeatureCache, MediaRuntime
 from okavango.serving.options import EngineOptions as EngineOptions
 from okavango.serving.options import EngineStats
-from okavango.serving.preparation import Preparation
+from okavango.serving.preparation import Preparation, vocabulary_of
 from okavango.serving.runner import Runner
-from okavango.serving.sampling.state import Vocabulary
 from okavango.serving.sequence import Sequence
-from okavango.serving.tickets import Sink as Sink
-from okavango.serving.tickets import Ticket, late, seconds_left
+from okavango.serving.tickets import Sink, Ticket, late, seconds_left
 from okavango.serving.types import AdapterSource, Event, FinishReason, Request
 
 log = logging.getLogger(__name__)
@@ -66,14 +64,12 @@ class Engine:
             self.tokenizer, {name: head.spec.tokens for name, head in base.heads.items()}
         )
         runner = Runner(base, options.runner)
-        eos = _eos_ids(runner, self.renderer)
-        self.core = EngineCore(
-            runner, options.limits, eos, self._deliver, metrics, parking_bytes=options.parking_bytes
-        )
+        vocabulary = vocabulary_of(runner.decoder, self.tokenizer)
+        limits, parking = options.limits, options.parking_bytes
+        self.core = EngineCore(runner, limits, vocabulary.eos, self._deliver, metrics, parking)
         self.media = MediaRuntime(base, FeatureCache(options.feature_cache_bytes), metrics, options.device)
         self._source = source
         self._host = HostCache(options.host_cache_bytes, self._load)
-        vocabulary = Vocabulary(runner.decoder.config.get_text_config().vocab_size, tuple(sorted(eos)))
         self._preparation = Preparation(self.tokenizer, self.media, self._host, options.max_rank, vocabulary)
         self._preparers = ThreadPoolExecutor(2, thread_name_prefix="okavango-prepare")
         self._tickets: dict[str, Ticket] = {}
@@ -304,11 +300,3 @@ class Engine:
         except Exception:
             log.exception("request %s: its reader failed", ticket.request.id)
             self.abort(ticket.request.id)
-
-
-def _eos_ids(runner: Runner, renderer: Renderer) -> frozenset[int]:
-    """Tokens that end an answer: the tokenizer's, and those that the decoder's generation config names."""
-    config = runner.decoder.generation_config
-    named = config.eos_token_id if config is not None else None
-    ids = named if isinstance(named, list) else [named]
-    return frozenset(i for i in (*ids, renderer.tokenizer.eos_token_id) if i is not None)

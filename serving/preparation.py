@@ -5,7 +5,7 @@ Called from several threads. Knows nothing of queues and steps: see serving/engi
 
 from __future__ import annotations
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from okavango.platform.errors import UnsupportedError
 from okavango.serving.adapters.loading import NO_LORA, Adapter, HostCache
@@ -15,6 +15,16 @@ from okavango.serving.sampling.state import SamplingState, Vocabulary
 from okavango.serving.sequence import Sequence
 from okavango.serving.stream import TextStream
 from okavango.serving.types import AdapterRef, Request
+
+
+def vocabulary_of(decoder: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Vocabulary:
+    """What the decoder picks from. Answers end with the tokenizer's token, or with those that the decoder's
+    generation config names."""
+    config = decoder.generation_config
+    named = config.eos_token_id if config is not None else None
+    ids = named if isinstance(named, list) else [named]
+    eos = {i for i in (*ids, tokenizer.eos_token_id) if i is not None}
+    return Vocabulary(decoder.config.get_text_config().vocab_size, tuple(sorted(eos)))
 
 
 class Preparation:
