@@ -18,6 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from okavango.platform.errors import ConfigError, UnsupportedError
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from okavango.modalities.base import Base
 
 ALL_LINEAR = "all-linear"
@@ -186,9 +188,15 @@ def check_spec(spec: TrainSpec, base: Base) -> None:
 
 def check_targets(targets: str | Sequence[str], base: Base) -> None:
     """Raises UnsupportedError unless every target names linear layers that are served."""
+    from okavango.modalities.base import empty_decoder
+    from okavango.modalities.lora import find_targets
+
+    decoder = empty_decoder(base)
+    served = {target.name for target in find_targets(decoder)}
+    _refuse_experts(targets, decoder, served)
     if targets == ALL_LINEAR:
         return
-    served, modules = _decoder_modules(base)
+    modules = [name for name, _ in decoder.named_modules()]
     for pattern in (targets,) if isinstance(targets, str) else targets:
         found = _matches(pattern, modules, whole=isinstance(targets, str))
         if not found:
@@ -200,13 +208,32 @@ def check_targets(targets: str | Sequence[str], base: Base) -> None:
         raise _unserved("names no layer", "", served)
 
 
-def _decoder_modules(base: Base) -> tuple[set[str], list[str]]:
-    """(names of layers that can be served, names of all modules), without loading a weight."""
-    from okavango.modalities.base import empty_decoder
-    from okavango.modalities.lora import find_targets
+def _refuse_experts(targets: str | Sequence[str], decoder: PreTrainedModel, served: set[str]) -> None:
+    """PEFT takes some names, and "all-linear", for a mixture's routed experts, which are not served."""
+    if not _reads_as_experts(targets, decoder):
+        return
+    endings = sorted({name.rpartition(".")[2] for name in served})
+    usable = [ending for ending in endings if not _reads_as_experts([ending], decoder)]
+    raise UnsupportedError(
+        "PEFT takes them for routed experts, which are not served",
+        where="lora.targets",
+        remedy=f"layers that can be adapted: {', '.join(usable)}",
+    )
 
-    decoder = empty_decoder(base)
-    return {target.name for target in find_targets(decoder)}, [name for name, _ in decoder.named_modules()]
+
+def _reads_as_experts(targets: str | Sequence[str], decoder: PreTrainedModel) -> bool:
+    from peft import LoraConfig
+    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+
+    names = targets if isinstance(targets, str) else list(targets)
+    try:
+        config = LoraConfig(target_modules=names)
+        convert_peft_config_for_transformers(config, decoder, None)
+    except re.error:
+        return False  # no regular expression: said elsewhere
+    except ValueError:  # one of the experts' projections without the others
+        return True
+    return bool(config.target_parameters)
 
 
 def _matches(pattern: str, modules: Sequence[str], *, whole: bool) -> list[str]:

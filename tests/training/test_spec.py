@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from okavango.modalities.base import Base
+from okavango.modalities.tiny import Architecture, write_tiny_base
 from okavango.platform.errors import ConfigError, InputError, UnsupportedError
 from okavango.training.spec import TrainSpec, check_spec, check_targets, parse_spec, read_toml
 
@@ -87,6 +88,24 @@ def test_targets_that_cannot_be_served_are_refused(tiny_base: Base, targets: Any
     with pytest.raises(UnsupportedError) as raised:
         check_targets(targets, tiny_base)
     assert message in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "usable"),
+    [
+        ("mixtral", "k_proj, o_proj, q_proj, v_proj"),
+        ("deepseek_v3", "kv_a_proj_with_mqa, kv_b_proj, o_proj, q_a_proj, q_b_proj"),
+    ],
+)
+def test_what_peft_takes_for_routed_experts_is_refused_before_a_job(
+    tmp_path: Path, architecture: Architecture, usable: str
+) -> None:
+    base = write_tiny_base(tmp_path, architecture=architecture, image=False)
+    experts = ["w1", "w3"] if architecture == "mixtral" else ["down_proj"]
+    for targets in ("all-linear", experts, [*usable.split(", "), *experts]):
+        with pytest.raises(UnsupportedError, match=f"routed experts.*can be adapted: {usable}"):
+            check_targets(targets, base)
+    check_targets(usable.split(", "), base)
 
 
 def test_a_pattern_must_be_a_regular_expression(tiny_base: Base) -> None:
