@@ -4,7 +4,8 @@ Every layer's attention module gets its own `LayerCache`; all of them share one 
 the step's rows go and what they may see. Plain torch: the reference for every faster kernel.
 
 A masked position counts for nothing only if its value is a number: zero times nan is nan. So no sequence
-reads a block that another one holds, and what a former holder left in a block is wiped before it is read.
+reads a block that another one writes (those that share one find it full), and what a former holder left in a
+block is wiped before it is read.
 """
 
 # Shapes: T rows of the step, N blocks, P positions a block, H heads, K kv heads, G = H / K, D head width,

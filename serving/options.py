@@ -32,6 +32,8 @@ class EngineOptions:
         max_step_tokens: tokens in one step; prompts are computed in chunks that fit.
         max_prefill_tokens: of these, tokens of prompts while anybody generates, so that streams keep moving.
         slot_patience: tokens that adapters in slots may be served ahead of one that waits for a slot.
+        share_prefixes: whether principals share what is computed of equal prompts. They can then find out
+            what others have asked, by `cached_tokens` and by the time that it takes.
         weights: (principal, its share of the machine); 1 for those that are not named.
         max_waiting: requests that may wait; one more is refused.
         block_size: token positions a KV block.
@@ -52,6 +54,7 @@ class EngineOptions:
     max_step_tokens: int = 512
     max_prefill_tokens: int = 256
     slot_patience: int = 1024
+    share_prefixes: bool = False
     weights: tuple[tuple[str, float], ...] = ()
     max_waiting: int = 256
     block_size: int = 16
@@ -87,6 +90,7 @@ class EngineOptions:
             max_step_tokens=self.max_step_tokens,
             max_prefill_tokens=self.max_prefill_tokens,
             slot_patience=self.slot_patience,
+            share_prefixes=self.share_prefixes,
             weights=dict(self.weights),
         )
 

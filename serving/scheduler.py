@@ -46,6 +46,7 @@ class Limits:
         max_step_tokens: tokens computed in one step, over all sequences.
         max_prefill_tokens: of these, tokens of prompts while anybody generates; None leaves all that is left.
         slot_patience: tokens that adapters in slots may be served ahead of one that waits for a slot.
+        share_prefixes: whether principals share what they have computed, or each only with itself.
         weights: shares of the machine by principal; 1 for those that it does not name.
     """
 
@@ -53,6 +54,7 @@ class Limits:
     max_step_tokens: int
     max_prefill_tokens: int | None = None
     slot_patience: int = 1024
+    share_prefixes: bool = False
     weights: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -81,6 +83,7 @@ class Scheduler:
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence whose adapter and media are at hand. The engine bounds how many there are."""
+        sequence.salt = "" if self.limits.share_prefixes else sequence.request.principal
         self.waiting.add(sequence)
 
     def schedule(self) -> Step:

@@ -31,6 +31,7 @@ class Sequence:
         keys: what is in its first full blocks, as far as anybody has asked: see serving/cache/prefix.py.
         parked: a copy on the host of keys and values that it lost: see serving/cache/parking.py.
         slot: the adapter's slot while it runs.
+        salt: with whom it may share what is computed: those of the same salt.
         arrival: its number in the order in which sequences came; 0 until it is queued.
         num_preempted: how often it lost its blocks.
         num_charged: tokens that its flow has been charged for; what is computed again is free.
@@ -50,6 +51,7 @@ class Sequence:
     keys: list[bytes] = field(default_factory=list)
     parked: Parked | None = None
     slot: int = 0
+    salt: str = ""
     arrival: int = 0
     num_preempted: int = 0
     num_charged: int = 0

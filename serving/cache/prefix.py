@@ -1,7 +1,9 @@
 """What identifies a block's content: everything that its keys and values were computed from.
 
-A block's key is a hash over the key before it, so over all that stands before it too; the first one is the
-adapter's digest (Merkle 1979, as a chain). Names, requests and principals are no part of it.
+A block's key is a hash over the key before it, so over all that stands before it too (Merkle 1979, as a
+chain). The first one is over the adapter's digest and, unless prefixes are shared by all, the principal: who
+can see what was reused could else find out, sixteen tokens at a time, what others have asked. Names and
+requests are no part of it.
 """
 
 from __future__ import annotations
@@ -24,14 +26,14 @@ def keys_of(sequence: Sequence, blocks: int, block_size: int) -> list[bytes]:
         start = len(keys) * block_size
         tokens = sequence.tokens[start : start + block_size]
         assert len(tokens) == block_size, "a block that is not full has no key"
-        parent = keys[-1] if keys else root_key(sequence.digest)
+        parent = keys[-1] if keys else root_key(sequence.digest, sequence.salt)
         keys.append(block_key(parent, tokens, media_in(sequence.request.prompt, start, start + block_size)))
     return keys[:blocks]
 
 
-def root_key(adapter_digest: str | None) -> bytes:
+def root_key(adapter_digest: str | None, salt: str) -> bytes:
     """Where a chain begins. The base is the engine's own, and one engine has one precision."""
-    return hashlib.sha256((adapter_digest or "").encode()).digest()
+    return hashlib.sha256(f"{adapter_digest or ''}\n{salt}".encode()).digest()
 
 
 def block_key(parent: bytes, tokens: Tokens[int], media: Tokens[str]) -> bytes:

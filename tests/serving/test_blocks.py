@@ -205,6 +205,15 @@ def test_a_prompt_that_came_before_costs_its_last_block_alone():
     assert run(s, make(range(14), "a")) == 14
 
 
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_principal_finds_what_another_computed_only_where_that_is_wanted(shared):
+    limits = Limits(8, 64, share_prefixes=shared)
+    s = Scheduler(BlockPool(64, SIZE), SlotTable(2), limits)
+    prompt = Rendered(tuple(range(14)))
+    computed = [run(s, Sequence(Request("id", prompt, principal=name), 1)) for name in ("p", "q", "p")]
+    assert computed == [14, 2 if shared else 14, 2]
+
+
 def test_the_last_token_is_always_computed():
     s = scheduler()
     run(s, make(range(12)))
