@@ -114,7 +114,7 @@ def read_base(folder: Path) -> Base:
         )
     try:
         return _base(folder, tomllib.loads(path.read_text()))
-    except (tomllib.TOMLDecodeError, KeyError, TypeError) as error:
+    except (tomllib.TOMLDecodeError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"not a base description: {error!r}", where=str(path)) from error
 
 
@@ -263,10 +263,10 @@ def _check_keys(path: Path, raw: dict[str, Any]) -> None:
     tables = {"": (raw, _KEYS), "decoder.": (raw["decoder"], _DECODER_KEYS)}
     for kind, known in (("encoders", _ENCODER_KEYS), ("projectors", _HEAD_KEYS)):
         tables |= {f"{kind}.{name}.": (item, known) for name, item in raw.get(kind, {}).items()}
-    for place, (table, known) in tables.items():
-        for key in table.keys() - set(known):
-            close = difflib.get_close_matches(key, known, n=1)
-            remedy = f"did you mean {close[0]}?" if close else f"known here: {', '.join(known)}"
+    for place, (table, names) in tables.items():
+        for key in table.keys() - set(names):
+            close = difflib.get_close_matches(key, names, n=1)
+            remedy = f"did you mean {close[0]}?" if close else f"known here: {', '.join(names)}"
             raise ConfigError(f"unknown key {place}{key}", where=str(path), remedy=remedy)
 
 

@@ -15,6 +15,7 @@ OkavangoError
 │   ├── DownloadError           a download that is torn, or has the wrong digest
 │   ├── BindError               a bundle's tensors do not fit the base completely
 │   └── ParityError             serving does not reproduce what training saw
+├── DeadlineError               a request was not done in the time that it allowed
 └── BusyError                   a bounded queue is full; retry later
 """
 
@@ -104,6 +105,10 @@ class BindError(IntegrityError):
 
 class ParityError(IntegrityError):
     code = "parity_failed"
+
+
+class DeadlineError(OkavangoError):
+    code = "timeout"
 
 
 class BusyError(OkavangoError):

@@ -22,6 +22,7 @@ from starlette.responses import JSONResponse
 from okavango.platform.errors import (
     BusyError,
     ConflictError,
+    DeadlineError,
     DownloadError,
     InputError,
     IntegrityError,
@@ -42,6 +43,7 @@ STATUSES: tuple[tuple[type[OkavangoError], int, str], ...] = (
     (InputError, 400, INVALID),
     (NotFoundError, 404, INVALID),
     (ConflictError, 409, INVALID),
+    (DeadlineError, 504, SERVER),
     (NotReadyError, 503, SERVER),
     (DownloadError, 503, SERVER),
     (IntegrityError, 500, SERVER),
@@ -128,8 +130,9 @@ def _headers(error: OkavangoError) -> dict[str, str]:
             return {"Retry-After": str(max(1, math.ceil(error.retry_after)))}
         case NotReadyError() | DownloadError():
             return {"Retry-After": str(RETRY_SECONDS)}
-        case ConflictError():
-            # OpenAI's clients try a 409 again by themselves, and this state will not change by that.
+        case ConflictError() | DeadlineError():
+            # OpenAI's clients try these again by themselves: a state that will not change by that, and a
+            # question whose time is over.
             return {"x-should-retry": "false"}
     return {}
 

@@ -13,6 +13,7 @@ from okavango.platform.catalog.store import Catalog
 from okavango.platform.config import Settings
 from okavango.platform.telemetry import PrometheusMetrics
 from okavango.serving.engine import Engine, EngineOptions
+from okavango.web.api.logprobs import TokenText
 from okavango.web.draining import Gate
 from okavango.web.models import Models
 from okavango.web.verifier import Verifier
@@ -45,7 +46,7 @@ class ServeOptions:
 
 @dataclass(frozen=True)
 class Services:
-    """One running system. `models` resolves names, `gate` counts the calls in progress."""
+    """One running system. `models` resolves names, `gate` counts calls in progress, `tokens` spells them."""
 
     settings: Settings
     options: ServeOptions
@@ -57,6 +58,7 @@ class Services:
     models: Models
     metrics: PrometheusMetrics
     gate: Gate
+    tokens: TokenText
 
     def is_idle(self) -> bool:
         """Whether neither a call nor a request of the studio is in progress."""

@@ -108,9 +108,11 @@ class Verifier:
         Raises:
             NotReadyError: it could not be tried, or not within `timeout` seconds.
         """
-        trial = self._demand(version)
+        outcome = asyncio.wrap_future(self._demand(version).outcome)
+        # Who has stopped waiting will not ask for the error, and asyncio would complain of that.
+        outcome.add_done_callback(lambda done: done.cancelled() or done.exception())
         try:
-            return await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(trial.outcome)), timeout=timeout)
+            return await asyncio.wait_for(asyncio.shield(outcome), timeout=timeout)
         except TimeoutError:
             message = f"{version.ref} is still being verified; try again in a few seconds"
             raise NotReadyError(message) from None

@@ -49,6 +49,7 @@ def test_a_folder_without_a_description_is_no_base(tmp_path: Path) -> None:
         ("format = 1", "format = 9", "format 9, expected 1"),
         ("format = 1", "format = ", "not a base description"),
         ("digest = ", "digset = ", r"unknown key decoder\.digset \(did you mean digest\?\)"),
+        ("[decoder]", "decoder = 3\n[encoders.other]", "not a base description"),
         ("format = 1", "format = 1\nencodrs = 1", r"unknown key encodrs \(did you mean encoders\?\)"),
         ("image_size = ", "imagesize = 1\nimage_size = ", r"unknown key encoders\.image\.imagesize"),
         ("trained = ", "colour = 1\ntrained = ", r"unknown key projectors\.image\.colour \(known here: path"),

@@ -72,7 +72,7 @@ def test_a_failure_that_nobody_foresaw_cuts_a_stream(
     def fail(*_: Any) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("okavango.web.api.chat_response.Answer.last_chunk", fail)
+    monkeypatch.setattr("okavango.web.api.chat_response.ChatShape.ending", fail)
     server = make_server()
     with pytest.raises((openai.APIConnectionError, httpx.RemoteProtocolError)):
         list(server.client().chat.completions.create(**GREEDY, stream=True))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import difflib
-from typing import TypeVar
+from collections.abc import Mapping
+from itertools import chain
+from typing import Any, TypeVar, get_args
 
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
@@ -14,6 +16,7 @@ from okavango.platform.errors import InputError
 from okavango.web.problems import HttpError
 
 Body = TypeVar("Body", bound=BaseModel)
+_FORMED = ("prompt", "response_format")
 
 
 async def read_body(request: Request, limit: int, seconds: float) -> bytes:
@@ -48,9 +51,9 @@ def parse_body(kind: type[Body], raw: bytes) -> Body:
 
 
 def field_path(location: tuple[int | str, ...]) -> str:
-    """("stop", 0) → stop[0]."""
+    """("stop", 0) → stop[0]. Of a field with several forms, pydantic names the form after it; we do not."""
     path = ""
-    for step in location:
+    for step in location[:1] + location[2:] if location[:1] and location[0] in _FORMED else location:
         path += f"[{step}]" if isinstance(step, int) else f".{step}" if path else str(step)
     return path
 
@@ -89,5 +92,27 @@ def _fault(kind: type[BaseModel], fault: ErrorDetails) -> InputError:
 
 
 def _nearest(kind: type[BaseModel], location: tuple[int | str, ...]) -> str | None:
-    close = difflib.get_close_matches(str(location[-1]), kind.model_fields, n=1) if len(location) == 1 else []
+    """What was perhaps meant: of the body's own fields, or of those of the objects in the field's place."""
+    name = str(location[-1])
+    moved: Mapping[str, str] = getattr(kind, "MOVED", {})
+    if len(location) == 1 and name in moved:
+        return f"send {moved[name]}"
+    known = (
+        _fields(kind)
+        if len(location) == 1
+        else _fields_within(kind.model_fields[str(location[0])].annotation)
+    )
+    close = difflib.get_close_matches(name, known, n=1)
     return f"did you mean {close[0]}?" if close else None
+
+
+def _fields(kind: type[BaseModel]) -> list[str]:
+    return [field.alias or name for name, field in kind.model_fields.items()]
+
+
+def _fields_within(annotation: Any) -> list[str]:
+    """Fields of every model that an annotation mentions, however deep."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        within = (_fields_within(field.annotation) for field in annotation.model_fields.values())
+        return [*_fields(annotation), *chain.from_iterable(within)]
+    return list(chain.from_iterable(_fields_within(each) for each in get_args(annotation)))

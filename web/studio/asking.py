@@ -15,7 +15,7 @@ from dataclasses import replace
 
 from okavango.platform.errors import OkavangoError
 from okavango.serving.types import Event, SamplingParams
-from okavango.web.answering import Question, answer
+from okavango.web.answering import Question, answer, render
 from okavango.web.models import Model
 from okavango.web.services import Services
 from okavango.web.studio.conversation import Provenance, Turn, messages_of
@@ -78,7 +78,8 @@ class Asking:
         if any(message.media for message in messages):
             note = await asyncio.to_thread(sight_note, model, services.catalog)
             self._notes = (note,) if note else ()
-        question = Question(self._id, model, messages, self._params, self._principal)
+        prompt = await render(services.engine, model, messages)
+        question = Question(self._id, model, prompt, self._params, self._principal)
         async with aclosing(answer(services.engine, question, services.metrics)) as events:
             async for event in events:
                 self._take(event)

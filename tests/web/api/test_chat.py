@@ -92,6 +92,86 @@ def test_a_stream_ends_with_done_and_has_usage_only_where_asked(server: RunningS
     assert all("usage" not in json.loads(event) for event in events[:-1])
 
 
+def test_several_answers_are_those_of_their_seeds(client: openai.OpenAI) -> None:
+    asked: dict[str, Any] = {
+        "model": "r8",
+        "messages": user("hello"),
+        **GREEDY,
+        "temperature": 1.5,
+        "seed": 4,
+    }
+    one = client.chat.completions.create(**asked)
+    three = client.chat.completions.create(**asked, n=3)
+    texts = [choice.message.content for choice in three.choices]
+    assert [choice.index for choice in three.choices] == [0, 1, 2]
+    assert texts[0] == one.choices[0].message.content
+    assert len(set(texts)) == 3
+    assert one.usage is not None
+    assert three.usage is not None
+    assert three.usage.prompt_tokens == one.usage.prompt_tokens
+    assert three.usage.completion_tokens == 36
+    streamed = ["", "", ""]
+    for chunk in client.chat.completions.create(**asked, n=3, stream=True):
+        [choice] = chunk.choices
+        streamed[choice.index] += choice.delta.content or ""
+    assert streamed == texts
+
+
+def test_leaving_a_stream_of_several_frees_all(client: openai.OpenAI, server: RunningServer) -> None:
+    stream = client.chat.completions.create(model="tiny", messages=user("x"), n=3, stream=True, **LONG)
+    next(stream)
+    stream.close()
+    wait_until(lambda: is_idle(server))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_log_probabilities_have_openais_shape(client: openai.OpenAI, stream: bool) -> None:
+    asked: dict[str, Any] = {"model": "r4", "messages": user("hello"), **GREEDY}
+    answer = client.chat.completions.create(**asked, logprobs=True, top_logprobs=2, stream=stream)
+    choices = [chunk.choices[0] for chunk in answer] if stream else answer.choices
+    found = [each for choice in choices if choice.logprobs for each in choice.logprobs.content]
+    assert len(found) == 12
+    for each in found:
+        assert [len(each.top_logprobs), each.top_logprobs[0].token] == [2, each.token]  # greedy
+        assert each.logprob == each.top_logprobs[0].logprob < 0
+    text = "".join(
+        (choice.delta.content or "") if stream else choice.message.content or "" for choice in choices
+    )
+    raw = bytes(byte for each in found for byte in each.bytes)
+    assert raw.decode(errors="replace").startswith(text[:3])
+
+
+def test_parameters_of_the_sampler_arrive_there(client: openai.OpenAI) -> None:
+    asked: dict[str, Any] = {"model": "tiny", "messages": user("hello"), "temperature": 0, "max_tokens": 6}
+    forced = client.chat.completions.create(**asked, logit_bias={"65": 100})
+    assert len(set(forced.choices[0].message.content or "")) == 1
+    choice = client.chat.completions.create(
+        **asked, extra_body={"structured_outputs": {"choice": ["maybe", "never"]}}
+    ).choices[0]
+    assert (choice.message.content, choice.finish_reason) in [("maybe", "stop"), ("never", "stop")]
+    shaped = client.chat.completions.create(
+        **{**asked, "max_tokens": 60},
+        response_format={
+            "type": "json_schema",
+            "json_schema": {"name": "a", "schema": {"type": "boolean"}, "strict": True},
+        },
+    )
+    assert isinstance(json.loads(shaped.choices[0].message.content or ""), bool)
+
+
+def test_an_answer_that_is_late_is_an_error_that_no_client_repeats(server: RunningServer) -> None:
+    asked: dict[str, Any] = {"model": "tiny", "messages": user("hello"), **LONG}
+    asked["extra_body"] = {"ignore_eos": True, "timeout": 1e-4}
+    counted = 'okavango_requests_total{model="tiny",status="timeout"}'
+    before = server.metric(counted)
+    for stream in (False, True):
+        with pytest.raises(openai.InternalServerError, match="within its timeout") as caught:
+            server.client(max_retries=2).chat.completions.create(**asked, stream=stream)
+        assert (caught.value.status_code, caught.value.code) == (504, "timeout")
+    assert server.metric(counted) == before + 2
+    wait_until(lambda: is_idle(server))
+
+
 def test_features_are_shared_across_adapters(client: openai.OpenAI) -> None:
     asked: dict[str, Any] = {"messages": user("what is this?", picture_bytes(99)), **GREEDY}
     cached = [

@@ -11,7 +11,7 @@ from server_fixtures import data_url, user
 from okavango.modalities.content import Limits, Media, Text
 from okavango.modalities.tiny_bundle import picture_bytes
 from okavango.platform.errors import InputError, MediaError, UnsupportedError
-from okavango.serving.types import SamplingParams
+from okavango.serving.types import Guide, SamplingParams
 from okavango.web.api.chat_request import NEUTRAL, Chat, parse_chat
 
 PNG = picture_bytes(1)
@@ -36,12 +36,41 @@ def test_every_field_that_is_honoured_arrives() -> None:
         seed=3,
         stop=["a", "b"],
         ignore_eos=True,
+        min_tokens=2,
+        top_k=5,
+        min_p=0.1,
+        presence_penalty=-1,
+        frequency_penalty=0.5,
+        repetition_penalty=1.2,
+        logit_bias={"5": -100, "7": 1.5},
+        logprobs=True,
+        top_logprobs=4,
+        structured_outputs={"regex": "a+"},
+        n=3,
+        priority=-2,
+        timeout=1.5,
         stream=True,
-        stream_options={"include_usage": True},
+        stream_options={"include_usage": True, "continuous_usage_stats": True},
     )
-    expected = SamplingParams(7, temperature=0.0, top_p=0.5, seed=3, stop=("a", "b"), ignore_eos=True)
-    assert chat.params == expected
-    assert (chat.stream, chat.include_usage) == (True, True)
+    assert chat.params == SamplingParams(
+        7,
+        temperature=0.0,
+        top_p=0.5,
+        seed=3,
+        stop=("a", "b"),
+        ignore_eos=True,
+        min_tokens=2,
+        top_k=5,
+        min_p=0.1,
+        presence_penalty=-1.0,
+        frequency_penalty=0.5,
+        repetition_penalty=1.2,
+        logit_bias=((5, -100.0), (7, 1.5)),
+        logprobs=4,
+        guide=Guide("regex", "a+"),
+    )
+    assert (chat.n, chat.priority, chat.timeout) == (3, -2, 1.5)
+    assert (chat.stream, chat.include_usage, chat.continuous_usage) == (True, True, True)
 
 
 def test_pictures_arrive_as_they_were_sent() -> None:
@@ -66,24 +95,20 @@ def test_a_value_that_asks_for_nothing_is_fine(name: str) -> None:
 
 ASKING = {
     "audio": {"voice": "alloy"},
-    "frequency_penalty": 0.1,
     "function_call": {"name": "f"},
     "functions": [{"name": "f"}],
-    "logit_bias": {"50256": -100},
-    "logprobs": True,
     "metadata": {"a": "b"},
     "modalities": ["text", "audio"],
-    "n": 2,
     "parallel_tool_calls": "yes",
     "prediction": {"type": "content", "content": "x"},
-    "presence_penalty": -1,
     "reasoning_effort": "high",
-    "response_format": {"type": "json_object"},
     "service_tier": "flex",
+    "skip_special_tokens": False,
+    "stop_token_ids": [3],
     "store": True,
     "tool_choice": "required",
     "tools": [{"type": "function", "function": {"name": "f"}}],
-    "top_logprobs": 3,
+    "use_beam_search": True,
     "verbosity": "low",
     "web_search_options": {},
 }
@@ -119,6 +144,26 @@ def test_what_would_change_the_answer_and_is_not_served_is_refused(name: str) ->
         ({"stream": True, "stream_options": {"usage": True}}, "stream_options.usage", "no such field"),
         ({"temprature": 0}, "temprature", r"no such field \(did you mean temperature\?\)"),
         ({"colour": "red"}, "colour", "no such field"),
+        ({"n": 0}, "n", "greater than or equal to 1"),
+        ({"n": 129}, "n", "less than or equal to 128"),
+        ({"top_k": -2}, "top_k", "greater than or equal to -1"),
+        ({"min_p": 2}, "min_p", "between 0 and 1, not 2"),
+        ({"presence_penalty": 3}, "presence_penalty", "between -2 and 2"),
+        ({"repetition_penalty": 0}, "repetition_penalty", "above 0"),
+        ({"min_tokens": 5, "max_tokens": 4}, "min_tokens", "at most max_tokens"),
+        ({"logit_bias": {"a": 1}}, "logit_bias", "'a' is not a token id"),
+        ({"logit_bias": {"5": 101}}, "logit_bias", "token 5: must be between -100 and 100"),
+        ({"logit_bias": {"5": None}}, "logit_bias.5", "valid number"),
+        ({"top_logprobs": 2}, "top_logprobs", "set logprobs to true"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "between 0 and 20, not 21"),
+        ({"logprobs": 3}, "logprobs", "valid boolean"),
+        ({"timeout": 0}, "timeout", "greater than 0"),
+        ({"priority": 0.5}, "priority", "valid integer"),
+        (
+            {"stream": True, "stream_options": {"includ_usage": True}},
+            "stream_options.includ_usage",
+            "mean include_",
+        ),
     ],
 )
 def test_a_fault_names_its_field(fields: dict[str, Any], where: str, said: str) -> None:
@@ -198,3 +243,16 @@ def test_a_key_that_nobody_would_read_is_refused(message: dict[str, Any], where:
     with pytest.raises(InputError, match=said) as caught:
         parse(messages=[{"role": "user", "content": "hello", **message}])
     assert caught.value.where == where
+
+
+def test_the_first_of_several_answers_is_the_only_answer_of_one() -> None:
+    chat = parse(seed=5, n=3)
+    seeds = [chat.params_of(i).seed for i in range(3)]
+    assert seeds[0] == parse(seed=5).params_of(0).seed == 5
+    assert len(set(seeds)) == 3
+    assert seeds == [parse(seed=5, n=3).params_of(i).seed for i in range(3)]
+    assert [parse(n=2).params_of(i).seed for i in range(2)] == [None, None]
+
+
+def test_what_vllm_calls_all_tokens_is_all() -> None:
+    assert parse(top_k=-1).params.top_k == 0
