@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 from typing import Protocol
@@ -98,9 +98,16 @@ class Summary:
         return cls(statistics.median(rates), min(rates), max(rates), peers)
 
 
-def measure(sides: Sequence[Side], cases: Sequence[Case], work: Work, vocabulary: int, rounds: int) -> Turns:
+def measure(
+    sides: Sequence[Side],
+    cases: Sequence[Case],
+    work: Work,
+    vocabulary: int,
+    rounds: int,
+    tell: Callable[[str], None],
+) -> Turns:
     """Every case in every round, after an unmeasured one. The sides take turns in going first. No prompt
-    comes twice to a side, or its prefix cache would answer."""
+    comes twice to a side, or its prefix cache would answer. `tell` hears what is being done."""
     found: Turns = {case.name: {side.name: [] for side in sides if side.can(case.adapters)} for case in cases}
     orders = list(permutations(sides))
     for number in range(rounds + 1):
@@ -109,6 +116,7 @@ def measure(sides: Sequence[Side], cases: Sequence[Case], work: Work, vocabulary
             prompts = work.prompts(f"{number}/{case.name}", count, vocabulary)
             for side in orders[number % len(orders)]:
                 if side.can(case.adapters):
+                    tell(f"round {number} of {rounds}, {case.name}: {side.name}")
                     turn = take_turn(side, case, prompts, work.answer)
                     found[case.name][side.name] += [turn] if number else []
     return found

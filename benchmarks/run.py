@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -65,7 +65,8 @@ def main() -> None:
         warnings.simplefilter("ignore")  # PEFT's, about a base whose name is no id on a hub
         base = base_of(options.base, Path(folder))
         bundles = Bundles.write(base, Path(folder), ADAPTERS)
-        found = compare(options, base, bundles, work)
+        with Console(stderr=True).status("memory") as status:
+            found = compare(options, base, bundles, work, status.update)
     shown = write(found, options.out, "cpu")
     Console().print(Markdown(shown))
 
@@ -81,15 +82,18 @@ def parse_options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def compare(options: argparse.Namespace, base: Base, bundles: Bundles, work: Work) -> Report:
+def compare(
+    options: argparse.Namespace, base: Base, bundles: Bundles, work: Work, tell: Callable[[str], None]
+) -> Report:
     memory = measure_memory(options, base, bundles, work)
     engine = Engine(base, bundles, engine_options(options))
     engine.start()
     ours, dtype = Okavango(engine, bundles), getattr(torch, options.dtype)
     continuous = Continuous(base, dtype, work.requests, work.prompt, work.answer)
     sides: list[Side] = [ours, Generate(base, bundles, dtype), continuous]
-    turns = measure(sides, CASES, work, ours.vocabulary, options.rounds)
+    turns = measure(sides, CASES, work, ours.vocabulary, options.rounds, tell)
     continuous.close()
+    tell("requests that arrive at random")
     arrivals = {case.name: arrive(ours, case, work, options.arrivals, turns) for case in TOGETHER}
     engine.stop()
     return Report(

@@ -255,9 +255,7 @@ def table_of(options: argparse.Namespace, figures: Figures) -> Table:
 
 def add_mixing(table: Table, mixing: Mixing) -> None:
     alike = mixing.alike.values()
-    table.add_row(
-        "answers alone and among others begin alike (mean, least)", f"{mean(alike):.0%}, {min(alike):.0%}"
-    )
+    table.add_row("alone and among others alike (mean, least)", f"{mean(alike):.0%}, {min(alike):.0%}")
     for model, other in mixing.mistaken.items():
         table.add_row(f"[red]among others {model} answers as", f"[red]{other}")
     for model, other in mixing.twins.items():
