@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from okavango.platform.errors import OkavangoError
-from okavango.serving.sampling.draw import draw
+from okavango.serving.sampling.draw import draw, take
 from okavango.serving.sampling.logprobs import report as report
 from okavango.serving.sampling.penalties import apply_penalties
 from okavango.serving.sampling.state import SamplingState
@@ -36,41 +36,43 @@ def sample(logits: Tensor, rows: Sequence[SamplingState]) -> list[int | None]:
         elif rows[i].adjusts or rows[i].rng is not None:
             busy.append(i)
     if busy:
-        own = logits[torch.tensor(busy, device=logits.device)].float()
-        for i, token in zip(busy, _pick(own, [rows[i] for i in busy]), strict=True):
+        own = take(logits, busy).float()
+        picked = _pick(own.clone() if own.data_ptr() == logits.data_ptr() else own, [rows[i] for i in busy])
+        for i, token in zip(busy, picked, strict=True):
             tokens[i] = token
     return tokens
 
 
 def _pick(logits: Tensor, rows: Sequence[SamplingState]) -> list[int | None]:
     """The tokens of rows that need more than their greatest logit. Overwrites the logits."""
-    _adjust(logits, rows)
-    best, chosen = logits.max(-1)
-    tokens: list[int | None] = chosen.tolist()
-    left = best.isfinite().tolist()
-    tokens = [token if is_left else None for token, is_left in zip(tokens, left, strict=True)]
-    drawn = [i for i, row in enumerate(rows) if row.rng is not None and tokens[i] is not None]
+    tokens = _adjust(logits, rows)
+    drawn = [i for i, row in enumerate(rows) if row.rng is not None and tokens.get(i, 0) is not None]
     if drawn:
-        own = logits if len(drawn) == len(rows) else logits[torch.tensor(drawn, device=logits.device)]
-        for i, token in zip(drawn, draw(own, [rows[i] for i in drawn]), strict=True):
-            tokens[i] = token
-    return tokens
+        found = draw(take(logits, drawn), [rows[i] for i in drawn])
+        tokens |= zip(drawn, found, strict=True)
+    return [tokens[i] for i in range(len(rows))]
 
 
-def _adjust(logits: Tensor, rows: Sequence[SamplingState]) -> None:
-    punished = [i for i, row in enumerate(rows) if not row.penalties.is_empty]
+def _adjust(logits: Tensor, rows: Sequence[SamplingState]) -> dict[int, int | None]:
+    """Change the logits of rows that ask for it; the best token of each, None where it has none left."""
+    adjusted = [i for i, row in enumerate(rows) if row.adjusts]
+    if not adjusted:
+        return {}
+    punished = [i for i in adjusted if not rows[i].penalties.is_empty]
     if punished:
         apply_penalties(logits, punished, [rows[i].penalties for i in punished])
-    for i, row in enumerate(rows):
-        if row.adjusts:
-            _bar(logits[i], row)
+    for i in adjusted:
+        _bar(logits[i], rows[i])
+    best, chosen = take(logits, adjusted).max(-1)
+    is_left = best.isfinite().tolist()
+    return {i: t if left else None for i, t, left in zip(adjusted, chosen.tolist(), is_left, strict=True)}
 
 
 def _bar(logits: Tensor, row: SamplingState) -> None:
     """Rule out what may not be said; all of it where the row's guide has failed."""
     if row.guide is not None:
         try:
-            logits.masked_fill_(~row.guide.allowed().to(logits.device), -math.inf)
+            logits += row.guide.mask().to(logits.device)
         except OkavangoError as error:
             row.fault = error
             logits.fill_(-math.inf)

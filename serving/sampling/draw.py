@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -26,6 +27,8 @@ _COLDEST = 1e-6  # colder would overflow; it is greedy by then
 # A nucleus of at least this mass is found by drawing until a token lies inside, at most so many times.
 _WIDE, _TRIES = 0.5, 4
 _FEWEST_CANDIDATES = 256
+_JUST_BELOW_1 = 1 - 2.0**-24
+_LEAST = 1e-30  # what min-p's absence means for weights up to 1
 
 Method = Callable[[Tensor, Sequence[SamplingState]], list[int]]
 
@@ -40,23 +43,16 @@ def draw(logits: Tensor, rows: Sequence[SamplingState]) -> list[int]:
     return tokens
 
 
+def take(logits: Tensor, rows: Sequence[int]) -> Tensor:
+    """Some rows of [B, V], in their order; the tensor itself where these are all."""
+    return logits if len(rows) == len(logits) else logits[torch.tensor(rows, device=logits.device)]
+
+
 def scale(logits: Tensor, rows: Sequence[SamplingState]) -> Tensor:
     """Logits at their temperatures, the greatest of each row 0. Overwrites what it is given."""
     logits -= logits.amax(-1, keepdim=True)
     logits /= _column([max(row.params.temperature, _COLDEST) for row in rows], logits)
     return logits
-
-
-def cut(scaled: Tensor, rows: Sequence[SamplingState]) -> Tensor:
-    """Weights [R, V] of what top-k, top-p and min-p leave; 0 for the rest.
-
-    Looks among the likeliest few, and sorts all where these are not enough.
-    """
-    weights, is_sure = _cut(scaled, rows, max(_FEWEST_CANDIDATES, 2 * max(row.params.top_k for row in rows)))
-    unsure = (~is_sure).nonzero()[:, 0].tolist()
-    if unsure:
-        weights[unsure], _ = _cut(scaled[unsure], [rows[i] for i in unsure], scaled.shape[1])
-    return weights
 
 
 def _method(params: SamplingParams) -> Method:
@@ -70,33 +66,32 @@ def _replace(
     tokens: list[int], at: Sequence[int], method: Method, scaled: Tensor, rows: Sequence[SamplingState]
 ) -> None:
     """Put into `tokens`, at these rows, what the method draws for them."""
-    own = scaled if len(at) == len(rows) else scaled[torch.tensor(at, device=scaled.device)]
-    for i, token in zip(at, method(own, [rows[i] for i in at]), strict=True):
+    for i, token in zip(at, method(take(scaled, at), [rows[i] for i in at]), strict=True):
         tokens[i] = token
 
 
 def _from_all(scaled: Tensor, rows: Sequence[SamplingState]) -> list[int]:
     """From the whole distribution, or what min-p leaves of it."""
+    weights = scaled.exp()
     if any(row.params.min_p for row in rows):
-        scaled = scaled.masked_fill(scaled < _log_min_p(rows, scaled), -math.inf)
-    found: list[int] = _Weights(scaled.exp()).race(rows).tolist()
-    return found
-
-
-def _from_candidates(scaled: Tensor, rows: Sequence[SamplingState]) -> list[int]:
-    found: list[int] = _Weights(cut(scaled, rows)).race(rows).tolist()
+        weights /= _column([max(row.params.min_p, _LEAST) for row in rows], weights)
+        torch.threshold_(weights, _JUST_BELOW_1, 0)
+    found: list[int] = _Weights(weights).race(_noise(rows, scaled)).tolist()
     return found
 
 
 def _from_nucleus(scaled: Tensor, rows: Sequence[SamplingState], tries: int = _TRIES) -> list[int]:
     """From the top-p nucleus, by rejection: nothing is sorted, however flat the distribution is."""
     weights = _Weights(scaled.exp())
-    drawn = weights.race(rows)
+    drawn = weights.race(_noise(rows, scaled))
     limits = weights.total * _column([row.params.top_p for row in rows], weights.total)[:, 0]
-    outside = (weights.ahead_of(drawn, scaled) >= limits).nonzero()[:, 0].tolist()
     tokens: list[int] = drawn.tolist()
-    if outside:
-        _replace(tokens, outside, _again(tries - 1), scaled, rows)
+    outside = (weights.not_behind(drawn) >= limits).nonzero()[:, 0]
+    if len(outside):  # so it seems; equals may make the difference
+        ahead = _ahead_of(drawn[outside], scaled[outside])
+        outside = outside[ahead >= limits[outside]]
+    if len(outside):
+        _replace(tokens, outside.tolist(), _again(tries - 1), scaled, rows)
     return tokens
 
 
@@ -106,15 +101,28 @@ def _again(tries: int) -> Method:
     return lambda scaled, rows: _from_nucleus(scaled, rows, tries)
 
 
-def _cut(scaled: Tensor, rows: Sequence[SamplingState], width: int) -> tuple[Tensor, Tensor]:
-    """Weights [R, V] of those candidates that are left, and for which rows no other token can be."""
+def _from_candidates(scaled: Tensor, rows: Sequence[SamplingState]) -> list[int]:
+    """From what all cuts leave: among the likeliest few, or of all where these are not enough."""
+    noise = _noise(rows, scaled)
+    width = max(_FEWEST_CANDIDATES, 2 * max(row.params.top_k for row in rows))
+    kept = cut(scaled, rows, width)
+    tokens: list[int] = kept.race(noise).tolist()
+    unsure = (~kept.is_sure).nonzero()[:, 0].tolist()
+    if unsure:
+        sorted_all = cut(scaled[unsure], [rows[i] for i in unsure], scaled.shape[1])
+        for i, token in zip(unsure, sorted_all.race(noise[unsure]).tolist(), strict=True):
+            tokens[i] = token
+    return tokens
+
+
+def cut(scaled: Tensor, rows: Sequence[SamplingState], width: int) -> Candidates:
+    """What top-k, top-p and min-p leave, looked for among the `width` likeliest tokens of each row."""
     ordered, tokens = _candidates(scaled, width)
     weights = ordered.exp()
     num_kept = _num_kept(ordered, weights.double().cumsum(-1), scaled, rows)[:, None]
     weights[torch.arange(ordered.shape[1], device=ordered.device) >= num_kept] = 0
     is_sure = ordered.gather(1, num_kept - 1) > ordered[:, -1:]
-    kept = torch.zeros_like(scaled).scatter_(1, tokens, weights)
-    return kept, is_sure[:, 0] | (ordered.shape == scaled.shape)
+    return Candidates(tokens, weights, is_sure[:, 0] | (ordered.shape == scaled.shape))
 
 
 def _candidates(scaled: Tensor, width: int) -> tuple[Tensor, Tensor]:
@@ -157,24 +165,56 @@ class _Weights:
         """[R]"""
         return self._sums.sum(-1)
 
-    def race(self, rows: Sequence[SamplingState]) -> Tensor:
+    def race(self, noise: Tensor) -> Tensor:
         """Tokens [R] drawn by their weights: a block, then one of it.
 
         The greatest of weight / exponential number is each with its own probability. Racing in two heats
         needs N + 64 numbers a row instead of V.
         """
-        count = self._sums.shape[1]
-        noise = torch.stack([row.exponential(count + _BLOCK) for row in rows]).to(self._sums.device)
-        block = (self._sums / noise[:, :count]).argmax(-1)
-        inner = self._blocks[torch.arange(len(rows), device=block.device), block]
-        return block * _BLOCK + (inner / noise[:, count:]).argmax(-1)
+        block = (self._sums / noise[:, :-_BLOCK]).argmax(-1)
+        inner = self._blocks[torch.arange(len(block), device=block.device), block]
+        return block * _BLOCK + (inner / noise[:, -_BLOCK:]).argmax(-1)
 
-    def ahead_of(self, tokens: Tensor, scaled: Tensor) -> Tensor:
-        """The weight [R] of all that comes before these tokens in falling order."""
-        own = scaled.gather(1, tokens[:, None])
-        ids = torch.arange(scaled.shape[1], device=tokens.device)
-        is_ahead = (scaled > own) | ((scaled == own) & (ids < tokens[:, None]))
-        return _Weights(self._weights * is_ahead).total
+    def not_behind(self, tokens: Tensor) -> Tensor:
+        """The weight [R] of all others that are at least as likely as these tokens."""
+        own = self._weights.gather(1, tokens[:, None])
+        ratios = torch.threshold_(self._weights / own, _JUST_BELOW_1, 0)
+        return (_Weights(ratios).total - 1) * own[:, 0]
+
+
+def _ahead_of(tokens: Tensor, scaled: Tensor) -> Tensor:
+    """The weight [R] of all that comes before these tokens in falling order."""
+    own = scaled.gather(1, tokens[:, None])
+    ids = torch.arange(scaled.shape[1], device=tokens.device)
+    is_ahead = (scaled > own) | ((scaled == own) & (ids < tokens[:, None]))
+    return _Weights(scaled.masked_fill(~is_ahead, -math.inf).exp_()).total
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Some tokens [R, K] with their weights, 0 for what was cut.
+
+    `is_sure`: [R], whether no token that is not among them can have a weight.
+    """
+
+    tokens: Tensor
+    weights: Tensor
+    is_sure: Tensor
+
+    def race(self, noise: Tensor) -> Tensor:
+        """The tokens [R] that `_Weights.race` would draw, if all others weighed nothing."""
+        block, place = self.tokens // _BLOCK, self.tokens % _BLOCK
+        sums = torch.zeros_like(noise[:, :-_BLOCK]).scatter_add_(1, block, self.weights.double())
+        first = (sums / noise[:, :-_BLOCK]).argmax(-1, keepdim=True)
+        scores = self.weights / noise[:, -_BLOCK:].gather(1, place)
+        best = scores.masked_fill_(block != first, -1).argmax(-1, keepdim=True)
+        return self.tokens.gather(1, best)[:, 0]
+
+
+def _noise(rows: Sequence[SamplingState], like: Tensor) -> Tensor:
+    """Exponential numbers [R, N + 64] for one race."""
+    count = -(-like.shape[1] // _BLOCK) + _BLOCK
+    return torch.stack([row.exponential(count) for row in rows]).to(like.device)
 
 
 def _log_min_p(rows: Sequence[SamplingState], like: Tensor) -> Tensor:

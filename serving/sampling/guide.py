@@ -35,7 +35,7 @@ _MOST_CACHED = 64
 class GuideState:
     """One answer's place in its guide.
 
-    `accept` and `allowed` are called in turn, on one thread. Between them the matcher belongs to the thread
+    `accept` and `mask` are called in turn, on one thread. Between them the matcher belongs to the thread
     that computes the mask.
 
     Attributes:
@@ -47,23 +47,25 @@ class GuideState:
         self._size = size
         self._pool = pool
         self.is_complete = False
-        self._mask: Future[Tensor] = pool.submit(self._compute)
+        self._next: Future[Tensor] = pool.submit(self._compute)
 
-    def allowed(self) -> Tensor:
-        """Which tokens may come next: bool [V]; the end of the turn only where the answer may end.
+    def mask(self) -> Tensor:
+        """What to add to the logits: [V], 0 for tokens that may come next, -inf for others.
+
+        The end of the turn may come where the answer may end.
 
         Raises:
             OkavangoError: the library gave up on the guide: it has grown too complex.
         """
-        return self._mask.result()
+        return self._next.result()
 
     def accept(self, token: int) -> None:
         """The answer goes on with this token."""
-        self._mask.exception()  # waits: a matcher has one user at a time
+        self._next.exception()  # waits: a matcher has one user at a time
         taken = self._matcher.consume_token(token)
         self.is_complete = taken and self._matcher.is_stopped()
         if not self.is_complete:
-            self._mask = self._pool.submit(self._compute)
+            self._next = self._pool.submit(self._compute)
 
     def _compute(self) -> Tensor:
         try:
@@ -73,7 +75,7 @@ class GuideState:
         if self._matcher.is_error():
             raise _gave_up(self._matcher.get_error())
         bits = np.unpackbits(packed, count=self._size, bitorder="little")
-        return torch.from_numpy(bits).view(torch.bool)
+        return torch.from_numpy(np.where(bits, np.float32(0), np.float32(-np.inf)))
 
 
 class Guides:

@@ -103,10 +103,10 @@ class EndedGuide:
     def __init__(self, error: OkavangoError | None = None) -> None:
         self._error = error
 
-    def allowed(self) -> torch.Tensor:
+    def mask(self) -> torch.Tensor:
         if self._error is not None:
             raise self._error
-        return torch.arange(50) == 9
+        return torch.where(torch.arange(50) == 9, 0.0, -math.inf)
 
     def accept(self, token: int) -> None:
         pass

@@ -94,8 +94,9 @@ def test_draws_follow_what_the_cuts_leave(cuts, size):
             "min_p": st.one_of(st.just(0.0), st.floats(0.001, 1)),
         }
     ),
+    st.sampled_from([256, 1100]),
 )
-def test_what_is_kept_is_what_transformers_keeps(noise, scale, cuts):
+def test_what_is_kept_is_what_transformers_keeps(noise, scale, cuts, width):
     """Compared where rounding cannot tip a token over the edge."""
     params = SamplingParams(**cuts)
     logits = torch.randn(1100, generator=torch.Generator().manual_seed(noise)) * scale
@@ -105,7 +106,9 @@ def test_what_is_kept_is_what_transformers_keeps(noise, scale, cuts):
             near = reference(logits, SamplingParams(**cuts | {"top_p": top_p, "min_p": min_p}))
             assume(torch.equal(near > 0, expected > 0))
     rows = [state(params, len(logits))]
-    kept = drawing.cut(drawing.scale(logits[None].clone(), rows), rows)[0]
+    found = drawing.cut(drawing.scale(logits[None].clone(), rows), rows, width)
+    assume(found.is_sure.all())
+    kept = torch.zeros(1100).scatter(0, found.tokens[0], found.weights[0])
     visible = expected > 1e-30  # smaller ones are none in float32
     assert torch.equal(kept[visible] > 0, expected[visible] > 0)
     assert not kept[expected == 0].any()
