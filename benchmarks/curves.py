@@ -21,14 +21,13 @@ from pathlib import Path
 import torch
 from dimensions import BUNDLES, CURVES, REGISTERED, Curve, Point, Setup
 from machine import describe
-from ours import Bundles, base_of
+from ours import Bundles, base_of, engine_options
 from report import PACKAGES, describe_machine, table
 from rich.console import Console
 from rich.markdown import Markdown
 from timing import Figures, Spread
 
 from okavango.modalities.build import quiet_transformers
-from okavango.serving.options import EngineOptions
 
 
 def prompt_rate(figures: Figures) -> float | None:
@@ -72,7 +71,8 @@ def main() -> None:
         base = base_of(options.base, Path(folder))
         most = min(options.most, max(REGISTERED))
         bundles = Bundles.write(base, Path(folder), BUNDLES, copies=max(0, most - BUNDLES))
-        setup = Setup(base, bundles, Path(folder), EngineOptions(dtype=options.dtype), options.most)
+        engine = engine_options(options.dtype, options.kernels)
+        setup = Setup(base, bundles, Path(folder), engine, options.most)
         found = [measure(curve, setup) for curve in wanted]
     write(options, found)
 
@@ -84,6 +84,7 @@ def parse_options() -> argparse.Namespace:
     add("--only", nargs="+", choices=tuple(CURVES), metavar="CURVE", help=f"of {', '.join(CURVES)}")
     add("--most", type=int, default=1 << 30, help="leave out points beyond this number")
     add("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    add("--kernels", choices=("native", "torch"), default="native", help="what computes steps")
     add("--out", type=Path, default=Path(__file__).parent / "results", help="a folder")
     return parser.parse_args()
 
@@ -104,9 +105,11 @@ def measure(curve: Curve, setup: Setup) -> Measured:
 def write(options: argparse.Namespace, found: Sequence[Measured]) -> None:
     machine = {**describe(PACKAGES), "threads": torch.get_num_threads()}
     options.out.mkdir(parents=True, exist_ok=True)
+    kernels = sorted({point.kernels for each in found for point in each.points})
     raw = {
         "base": options.base,
         "dtype": options.dtype,
+        "kernels": kernels,
         "curves": {each.curve.name: [asdict(point) for point in each.points] for each in found},
     }
     (options.out / "curves.json").write_text(json.dumps({**machine, **raw}, indent=2) + "\n")
@@ -114,7 +117,8 @@ def write(options: argparse.Namespace, found: Sequence[Measured]) -> None:
         "# Growth",
         "Written by `benchmarks/curves.py`; do not edit.",
         describe_machine(machine, f"{machine['threads']} threads"),
-        f"Base {options.base}, {options.dtype}, greedy. Times are medians unless a percentile is named.",
+        f"Base {options.base}, {options.dtype}, {', '.join(kernels)} kernels, greedy. Times are medians "
+        "unless a percentile is named.",
         *(each.section for each in found),
     ]
     (options.out / "curves.md").write_text("\n\n".join(parts) + "\n")

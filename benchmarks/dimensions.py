@@ -42,6 +42,9 @@ class Shape:
 
 @dataclass(frozen=True)
 class Point:
+    """`kernels`: what computed the steps."""
+
+    kernels: str
     label: str
     shape: Shape
     figures: Figures
@@ -90,7 +93,7 @@ def take(ours: Ours, label: str, shape: Shape, adapters: Sequence[AdapterRef] = 
     prompts = Prompts(f"{label}/{seed}", shape.prompt, shape.shared)
     ids = [prompts.ids(number, ours.vocabulary) for number in range(shape.requests)]
     answers = ours.ask(ids, adapters, shape.answer, concurrency=shape.concurrency)
-    return Point(label, shape, Figures.of([answer.trace for answer in answers]))
+    return Point(ours.kernels, label, shape, Figures.of([answer.trace for answer in answers]))
 
 
 def warm(ours: Ours, adapters: Sequence[AdapterRef] = (), requests: int = 8) -> None:

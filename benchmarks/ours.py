@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from timing import Trace
 
@@ -15,7 +16,7 @@ from okavango.modalities.base import Base, find_base
 from okavango.modalities.prompt import Rendered
 from okavango.platform.bundle import MANIFEST, PROMPT, file_sha256, read_manifest
 from okavango.platform.config import load_settings
-from okavango.serving.engine import Engine
+from okavango.serving.engine import Engine, EngineOptions
 from okavango.serving.types import AdapterRef, Event, Request, SamplingParams
 
 RANK = 16
@@ -54,6 +55,12 @@ def base_of(name: str, folder: Path) -> Base:
     from okavango.modalities.tiny import write_tiny_base
 
     return write_tiny_base(folder / "tiny") if name == "tiny" else find_base(name, load_settings().bases)
+
+
+def engine_options(dtype: str, kernels: str, **changes: Any) -> EngineOptions:
+    """As `okavango serve` has them. `kernels`: native or torch."""
+    folder = load_settings().cache / "kernels" if kernels == "native" else None
+    return EngineOptions(dtype=dtype, kernels=folder, **changes)
 
 
 def copy_of(source: Path, folder: Path) -> Path:
@@ -108,6 +115,8 @@ class Ours:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.vocabulary: int = engine.core.runner.decoder.config.vocab_size
+        # What computes steps: native where kernels were wanted, could be had, and fit the decoder.
+        self.kernels = type(engine.core.runner.backend).__name__.removesuffix("Backend").lower()
         self._count = 0
 
     def ask(

@@ -22,6 +22,7 @@ class Report:
     """A finished comparison.
 
     Attributes:
+        kernels: what computed our steps.
         ours: our side's name in `turns`.
         ratios: cases of ours to set beside each other: (case, the case that it is measured against).
         memory: resident bytes of our engine's process; see resident.py.
@@ -29,6 +30,7 @@ class Report:
     """
 
     dtype: str
+    kernels: str
     base: str
     work: Work
     cases: tuple[Case, ...]
@@ -64,6 +66,7 @@ def as_json(report: Report) -> dict[str, Any]:
     return {
         "threads": report.threads,
         "dtype": report.dtype,
+        "kernels": report.kernels,
         "base": report.base,
         "work": asdict(report.work),
         "cases": {name: asdict(summary) for name, summary in report.summaries.items()},
@@ -119,10 +122,10 @@ def ms(spread: Spread | None) -> list[str]:
 def _setting(report: Report, rounds: int) -> str:
     work = report.work
     return (
-        f"Base {report.base}, {report.dtype}, greedy; {work.requests} requests at once, {work.prompt} tokens "
-        f"in, {work.answer} out, no prompt twice. Generated tokens/s, the time for prompts included; of a "
-        f"single stream, those after its first. Medians of {rounds} rounds; × is ours over the peer's in the "
-        "same round, with its range."
+        f"Base {report.base}, {report.dtype}, {report.kernels} kernels, greedy; {work.requests} requests at "
+        f"once, {work.prompt} tokens in, {work.answer} out, no prompt twice. Generated tokens/s, the time for "
+        f"prompts included; of a single stream, those after its first. Medians of {rounds} rounds; × is ours "
+        "over the peer's in the same round, with its range."
     )
 
 

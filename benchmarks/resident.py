@@ -11,11 +11,11 @@ import sys
 from pathlib import Path
 
 from comparison import Work
-from ours import Bundles, Ours
+from ours import Bundles, Ours, engine_options
 
 from okavango.modalities.base import read_base
 from okavango.modalities.build import quiet_transformers
-from okavango.serving.engine import Engine, EngineOptions
+from okavango.serving.engine import Engine
 
 
 def main() -> None:
@@ -23,7 +23,7 @@ def main() -> None:
     base, work = read_base(Path(asked["base"])), Work(**asked["work"])
     bundles = Bundles([Path(folder) for folder in asked["bundles"]])
     with quiet_transformers():
-        engine = Engine(base, bundles, EngineOptions(**asked["options"]))
+        engine = Engine(base, bundles, engine_options(**asked["options"]))
     engine.start()
     loaded = resident("VmRSS")
     ours = Ours(engine)

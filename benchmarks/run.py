@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 from comparison import Case, Side, Turns, Work, measure
-from ours import Answer, Bundles, Ours, base_of
+from ours import Answer, Bundles, Ours, base_of, engine_options
 from peers import Continuous, Generate
 from report import Report, write
 from rich.console import Console
@@ -34,7 +34,7 @@ from workload import poisson
 
 from okavango.modalities.base import Base
 from okavango.modalities.build import quiet_transformers
-from okavango.serving.engine import Engine, EngineOptions
+from okavango.serving.engine import Engine
 
 ADAPTERS = 8
 BASE, ONE, MIXED = "base", "1 adapter", f"{ADAPTERS} adapters mixed"
@@ -78,6 +78,7 @@ def parse_options() -> argparse.Namespace:
         parser.add_argument(f"--{name}", type=int, default=number, help=f"default: {number}")
     parser.add_argument("--base", default="starter", help='a base, or "tiny" for a quick look')
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    parser.add_argument("--kernels", choices=("native", "torch"), default="native", help="what computes ours")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="a folder")
     return parser.parse_args()
 
@@ -86,7 +87,7 @@ def compare(
     options: argparse.Namespace, base: Base, bundles: Bundles, work: Work, tell: Callable[[str], None]
 ) -> Report:
     memory = measure_memory(options, base, bundles, work)
-    engine = Engine(base, bundles, engine_options(options))
+    engine = Engine(base, bundles, engine_options(**engine_asked(options)))
     engine.start()
     ours, dtype = Okavango(engine, bundles), getattr(torch, options.dtype)
     continuous = Continuous(base, dtype, work.requests, work.prompt, work.answer)
@@ -98,6 +99,7 @@ def compare(
     engine.stop()
     return Report(
         dtype=options.dtype,
+        kernels=ours.kernels,
         base=base.name,
         work=work,
         cases=CASES,
@@ -110,8 +112,8 @@ def compare(
     )
 
 
-def engine_options(options: argparse.Namespace) -> EngineOptions:
-    return EngineOptions(dtype=options.dtype, slots=ADAPTERS)
+def engine_asked(options: argparse.Namespace) -> dict[str, Any]:
+    return {"dtype": options.dtype, "kernels": options.kernels, "slots": ADAPTERS}
 
 
 def arrive(ours: Okavango, case: Case, work: Work, count: int, turns: Turns) -> Figures:
@@ -129,7 +131,7 @@ def measure_memory(options: argparse.Namespace, base: Base, bundles: Bundles, wo
         "base": str(base.folder),
         "bundles": [str(bundles.fetch(ref.digest)) for ref in bundles.refs],
         "work": asdict(work),
-        "options": asdict(engine_options(options)),
+        "options": engine_asked(options),
     }
     command = [sys.executable, str(Path(__file__).with_name("resident.py")), json.dumps(asked)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)

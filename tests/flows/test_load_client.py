@@ -49,6 +49,13 @@ def test_requests_are_spread_over_models_and_timed(load: Any) -> None:
     assert "output tokens/s" in shown
 
 
+def test_prompts_of_token_ids_have_the_length_that_was_asked_for(load: Any) -> None:
+    code, found, _ = load(*ALL, "--endpoint", "completions", "--vocabulary", "250")
+    assert code == 0
+    figures = found["figures"]
+    assert (figures["prompt_tokens"], figures["output_tokens"], figures["short"]) == (9 * 8, 9 * 12, 0)
+
+
 def test_adapters_answer_among_others_as_alone(load: Any) -> None:
     code, found, shown = load(*LENGTH, *ALL, "--model", 'tiny {"top_p": 0.5}', "--check")
     assert code == 0
