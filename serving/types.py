@@ -108,7 +108,10 @@ _RANGES = {
 
 @dataclass(frozen=True)
 class Chosen:
-    """A token with its logarithmic probability, before temperature and cuts; `top`: the likeliest others."""
+    """A token with its logarithmic probability, before temperature and cuts.
+
+    `top`: the likeliest tokens, in falling order, the token itself among them where it is one of these.
+    """
 
     token: int
     logprob: float

@@ -16,11 +16,13 @@ class Entries:
     """A number for each of some tokens. Adding one costs the same however many there are."""
 
     def __init__(self, entries: Iterable[tuple[int, float]] = ()) -> None:
-        self._places: dict[int, int] = {}
-        self._tokens = torch.empty(16, dtype=torch.long)
-        self._values = torch.empty(16)
+        sums: dict[int, float] = {}
         for token, value in entries:
-            self.add(token, value)
+            sums[token] = sums.get(token, 0.0) + value
+        spare = [0] * 16
+        self._places = {token: place for place, token in enumerate(sums)}
+        self._tokens = torch.tensor([*sums, *spare])
+        self._values = torch.tensor([*sums.values(), *spare], dtype=torch.float32)
 
     def __len__(self) -> int:
         return len(self._places)

@@ -52,6 +52,19 @@ def test_a_stop_string_ends_the_text_before_itself(text, stop, expected):
     assert stopped == any(s in text for s in stop)
 
 
+def test_a_stop_string_counts_from_the_least_number_of_tokens_on():
+    def until_stopped(min_tokens: int) -> str:
+        stream, found = TextStream(TOKENIZER, ["stop"], min_tokens), ""
+        for token in encode("a stop b stop c"):
+            found += stream.push(token)
+            if stream.stopped:
+                return found
+        return found + stream.flush()
+
+    found = [until_stopped(n) for n in (0, 3, 4, 10, 99)]
+    assert found == ["a ", "a ", "a stop b ", "a stop b ", "a stop b stop c"]
+
+
 @given(st.text("ab", max_size=30), st.lists(st.text("ab", min_size=1, max_size=4), min_size=1, max_size=3))
 def test_nothing_of_a_stop_string_leaks(text, stop):
     found, stopped = pieces(text, stop)

@@ -28,7 +28,7 @@ def test_they_equal_the_formulas_counted_anew(prompt, answer, repetition, presen
         repetition_penalty=repetition,
         presence_penalty=presence,
         frequency_penalty=frequency,
-        logit_bias=((3, 2.5), (39, -1.0)),
+        logit_bias=((3, 2.0), (39, -1.0), (3, 0.5)),
     )
     expected = logits.clone()
     expected[1, 3] += 2.5
