@@ -124,8 +124,8 @@ def _setting(report: Report, rounds: int) -> str:
     return (
         f"Base {report.base}, {report.dtype}, {report.kernels} kernels, greedy; {work.requests} requests at "
         f"once, {work.prompt} tokens in, {work.answer} out, no prompt twice. Generated tokens/s, the time "
-        f"for prompts included; of a single stream, those after its first. Medians of {rounds} rounds; × is ours "
-        "over the peer's in the same round, with its range."
+        f"for prompts included; of a single stream, those after its first. Medians of {rounds} rounds; × is "
+        "ours over the peer's in the same round, with its range."
     )
 
 
