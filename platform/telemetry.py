@@ -39,6 +39,13 @@ METRICS: dict[str, Metric] = {
     "okavango_step_seconds": Metric("histogram", "Time of an engine step.", buckets=_STEP_SECONDS),
     "okavango_batch_sequences": Metric("histogram", "Sequences in a step.", buckets=_POWERS[:10]),
     "okavango_batch_tokens": Metric("histogram", "Tokens in a step.", buckets=_POWERS),
+    "okavango_batch_adapters": Metric("histogram", "Adapters in a step.", buckets=(0.0, *_POWERS[:8])),
+    "okavango_step_tokens_total": Metric(
+        "counter", "Tokens computed, by phase: prefill (prompts) and decode (answers).", ("phase",)
+    ),
+    "okavango_phase_seconds_total": Metric(
+        "counter", "Time of steps by phase: schedule, load, run, sample, deliver.", ("phase",)
+    ),
     "okavango_waiting_requests": Metric("gauge", "Requests in the queue."),
     "okavango_running_requests": Metric("gauge", "Requests in the batch."),
     "okavango_kv_blocks_used": Metric("gauge", "Blocks of the KV cache in use."),

@@ -14,6 +14,7 @@ from okavango.platform.telemetry import Metrics
 from okavango.serving.adapters.slots import SlotTable
 from okavango.serving.cache.blocks import BlockPool
 from okavango.serving.cache.parking import Parked
+from okavango.serving.profiling import phase
 from okavango.serving.runner import Runner
 from okavango.serving.sampler import report, sample
 from okavango.serving.scheduler import Chunk, Limits, Scheduler, Step
@@ -63,7 +64,8 @@ class EngineCore:
     def step(self) -> None:
         """One step. Whatever it raises fails its own sequences only."""
         began = time.perf_counter()
-        step = self.scheduler.schedule()
+        with phase("schedule", self._metrics):
+            step = self.scheduler.schedule()
         try:
             tokens = self._compute(step)
         except Exception as error:
@@ -72,11 +74,12 @@ class EngineCore:
             return
         broken = {chunk.sequence for chunk, token, _ in tokens if token is None}
         self.scheduler.commit(chunk for chunk in step.chunks if chunk.sequence not in broken)
-        for chunk, token, chosen in tokens:
-            if token is None:
-                self._fail([chunk.sequence], chunk.sequence.sampling.fault or _not_finite(chunk.sequence))
-            else:
-                self._append(chunk.sequence, token, () if chosen is None else (chosen,))
+        with phase("deliver", self._metrics):
+            for chunk, token, chosen in tokens:
+                if token is None:
+                    self._fail([chunk.sequence], chunk.sequence.sampling.fault or _not_finite(chunk.sequence))
+                else:
+                    self._append(chunk.sequence, token, () if chosen is None else (chosen,))
         seconds = time.perf_counter() - began
         self._metrics.observe("okavango_step_seconds", seconds)
         if 2 * self.scheduler.tally.prefill_tokens > step.num_tokens:
@@ -84,10 +87,11 @@ class EngineCore:
         self._measure(step)
 
     def _compute(self, step: Step) -> list[tuple[Chunk, int | None, Chosen | None]]:
-        self._move(step)
-        for sequence in step.loads:
-            self.runner.load(sequence.slot, sequence.weights)
-            self._metrics.count("okavango_slot_loads_total")
+        with phase("load", self._metrics):
+            self._move(step)
+            for sequence in step.loads:
+                self.runner.load(sequence.slot, sequence.weights)
+                self._metrics.count("okavango_slot_loads_total")
         if not step.chunks:
             return []
         rows, sampled, position = [], [], 0
@@ -97,12 +101,14 @@ class EngineCore:
                 rows.append(position - 1)
                 sampled.append(chunk)
         # a step of prompt chunks alone still has to run; its last row's logits are computed and not used
-        logits = self.runner.run(step, rows or [position - 1])
+        with phase("run", self._metrics):
+            logits = self.runner.run(step, rows or [position - 1])
         if not sampled:
             return []
         states = [chunk.sequence.sampling for chunk in sampled]
-        picked = sample(logits, states)
-        return list(zip(sampled, picked, report(logits, picked, states), strict=True))
+        with phase("sample", self._metrics):
+            picked = sample(logits, states)
+            return list(zip(sampled, picked, report(logits, picked, states), strict=True))
 
     def _move(self, step: Step) -> None:
         """Copy preempted sequences' blocks to the host, before anybody writes to them, and others back."""
@@ -157,6 +163,10 @@ class EngineCore:
         metrics, scheduler, tally = self._metrics, self.scheduler, self.scheduler.tally
         metrics.observe("okavango_batch_sequences", len(step.chunks))
         metrics.observe("okavango_batch_tokens", step.num_tokens)
+        metrics.observe("okavango_batch_adapters", len(step.segments))
+        prefill = min(tally.prefill_tokens, step.num_tokens)
+        metrics.count("okavango_step_tokens_total", prefill, phase="prefill")
+        metrics.count("okavango_step_tokens_total", step.num_tokens - prefill, phase="decode")
         metrics.gauge("okavango_waiting_requests", len(scheduler.waiting))
         metrics.gauge("okavango_running_requests", len(scheduler.running))
         metrics.gauge("okavango_kv_blocks_used", scheduler.pool.num_used)

@@ -29,6 +29,7 @@ from okavango.serving.media import FeatureCache, MediaRuntime
 from okavango.serving.options import EngineOptions as EngineOptions
 from okavango.serving.options import EngineStats
 from okavango.serving.preparation import Preparation, vocabulary_of
+from okavango.serving.profiling import StepProfiler
 from okavango.serving.runner import Runner
 from okavango.serving.sequence import Sequence
 from okavango.serving.tickets import Sink, Ticket, late, seconds_left
@@ -68,6 +69,7 @@ class Engine:
         limits, parking = options.limits, options.parking_bytes
         self.core = EngineCore(runner, limits, vocabulary.eos, self._deliver, metrics, parking)
         self.media = MediaRuntime(base, FeatureCache(options.feature_cache_bytes), metrics, options.device)
+        self.profiler = StepProfiler()
         self._source = source
         self._host = HostCache(options.host_cache_bytes, self._load)
         self._preparation = Preparation(self.tokenizer, self.media, self._host, options.max_rank, vocabulary)
@@ -248,7 +250,7 @@ class Engine:
             for ticket in overdue:
                 self._drop(ticket, FinishReason.TIMEOUT)
             if self.core.scheduler.has_work:
-                self.core.step()
+                self.profiler.run(self.core.step)
 
     def _late(self) -> list[Ticket]:
         """Tickets to end now. The lock is held."""

@@ -25,7 +25,7 @@ from okavango.platform.telemetry import PrometheusMetrics
 from okavango.serving.adapters.gate import ParityGate
 from okavango.serving.engine import Engine
 from okavango.web import problems
-from okavango.web.api import adapters, chat, completions, health, models
+from okavango.web.api import adapters, chat, completions, health, models, profile
 from okavango.web.api.logprobs import TokenText
 from okavango.web.bundles import Bundles
 from okavango.web.draining import Gate
@@ -57,8 +57,8 @@ def build(
         title="Okavango", version=version("okavango"), lifespan=_lifespan, docs_url=None, redoc_url=None
     )
     app.state.services = services
-    for router in (chat.router, completions.router, models.router, adapters.router, health.router):
-        app.include_router(router)
+    for part in (chat, completions, models, adapters, profile, health):
+        app.include_router(part.router)
     problems.install(app)
     # The last one added is the outermost.
     app.add_middleware(Guard, keys=Keys(settings.keys))
