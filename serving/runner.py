@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from okavango.modalities.base import Base, load_decoder
 from okavango.modalities.lora import LoraWeights, Target, find_targets
+from okavango.modalities.memory import give_back
 from okavango.platform.errors import OkavangoError, UnsupportedError
 from okavango.serving.backend import Backend, RunnerOptions
 from okavango.serving.native.backend import NativeBackend
@@ -45,6 +46,7 @@ class Runner:
             expected = own_logits(self.decoder)
             self.backend = self._native(base, expected) or self._torch(expected)
         self.num_blocks = self.backend.num_blocks
+        give_back()
 
     def load(self, slot: int, weights: LoraWeights) -> None:
         self.backend.load(slot, weights)

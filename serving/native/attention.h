@@ -82,14 +82,28 @@ struct Span {
     int64_t first, last;  // positions that a row sees
 };
 
-template <class E>
-void score(const Model& m, Tile<E>& t, const Cache<E>& cache, const int32_t* table, int64_t from, int64_t to,
-           int rows) {
-    int64_t p = m.block_size;
-    for (int64_t at = from; at < to; at += LANES) {
-        const E* block = cache.keys + table[at / p] * cache.size + at % p * PAIR<E>;
-        multiply(Operand<E>{t.q, m.head_width, 0}, rows, Operand<E>{block, p * PAIR<E>, 0}, 1,
-                 int(m.head_width), t.scores + (at - from), GROUP, false);
+// Keys and values of a group's positions, sixteen by sixteen.
+template <class E> struct Pieces {
+    const E *keys[GROUP / LANES], *values[GROUP / LANES];
+    int count = 0;
+
+    Pieces(const Model& m, const Cache<E>& cache, const int32_t* table, int64_t from, int64_t to) {
+        for (int64_t at = from; at < to; at += LANES, ++count) {
+            int64_t block = table[at / m.block_size] * cache.size, inside = at % m.block_size;
+            keys[count] = cache.keys + block + inside * PAIR<E>;
+            values[count] = cache.values + block + inside * m.head_width;
+            fetch(cache.keys + block, cache.size);
+            fetch(cache.values + block, cache.size);
+        }
+    }
+};
+
+template <class E> void score(const Model& m, Tile<E>& t, const Pieces<E>& pieces, int rows) {
+    for (int first = 0; first < pieces.count; first += PANELS) {
+        int panels = std::min(PANELS, pieces.count - first);
+        Right<E> keys(pieces.keys[first], m.block_size * PAIR<E>, 0, 1);
+        for (int n = 0; n < panels; ++n) keys.panels[n] = pieces.keys[first + n];
+        multiply(Left<E>{t.q, m.head_width}, rows, keys, panels, int(m.head_width), t.scores + first * LANES, GROUP);
     }
 }
 
@@ -128,18 +142,14 @@ void weigh(const Model& m, Tile<E>& t, const Span* spans, int64_t from, int64_t 
     }
 }
 
-template <class E>
-void gather(const Model& m, Tile<E>& t, const Cache<E>& cache, const int32_t* table, int64_t from, int64_t to,
-            int rows) {
-    int64_t p = m.block_size, d = m.head_width;
+template <class E> void gather(const Model& m, Tile<E>& t, const Pieces<E>& pieces, int rows) {
+    int64_t d = m.head_width;
+    const E* values[GROUP / LANES];
     for (int64_t panel = 0; panel < d / LANES; panel += PANELS) {
         int panels = int(std::min<int64_t>(PANELS, d / LANES - panel));
-        for (int64_t at = from; at < to; at += LANES) {
-            const E* block = cache.values + table[at / p] * cache.size + at % p * d + panel * LANES * PAIR<E>;
-            multiply(Operand<E>{t.weights + (at - from), GROUP, 0}, rows,
-                     Operand<E>{block, d * PAIR<E>, LANES * PAIR<E>}, panels, LANES, t.part + panel * LANES, d,
-                     at > from);
-        }
+        for (int i = 0; i < pieces.count; ++i) values[i] = pieces.values[i] + panel * LANES * PAIR<E>;
+        multiply_pieces(Left<E>{t.weights, GROUP}, rows, values, pieces.count, d * PAIR<E>, LANES * PAIR<E>, panels,
+                        t.part + panel * LANES, d);
     }
     for (int64_t i = 0; i < rows * d; i += LANES) store(t.seen + i, load(t.seen + i) + load(t.part + i));
 }
@@ -167,9 +177,10 @@ void attend(const Model& m, const Layer& layer, const Chunk& chunk, const int32_
     int64_t stop = (spans[rows - 1].last / LANES + 1) * LANES;
     for (int64_t from = spans[0].first / GROUP * GROUP; from < stop; from += GROUP) {
         int64_t to = std::min(from + GROUP, stop);
-        score(m, t, cache, table, from, to, rows);
+        Pieces<E> pieces(m, cache, table, from, to);
+        score(m, t, pieces, rows);
         weigh(m, t, spans, from, to, rows);
-        gather(m, t, cache, table, from, to, rows);
+        gather(m, t, pieces, rows);
     }
     for (int r = 0; r < rows; ++r)
         for (int64_t i = 0; i < d; i += LANES)

@@ -25,8 +25,9 @@ from okavango.serving.attention import LayerCache, StepLayout
 from okavango.serving.backend import RunnerOptions, num_blocks
 from okavango.serving.native import library
 from okavango.serving.native.library import load_library
-from okavango.serving.native.packing import LANES, interleave, pack, pack_factors, round_up
+from okavango.serving.native.packing import LANES, interleave, pack, round_up
 from okavango.serving.native.parts import find_parts, rotary_table
+from okavango.serving.native.slots import Slots
 from okavango.serving.paged import measure_layers
 from okavango.serving.scheduler import Step
 
@@ -56,10 +57,13 @@ class NativeBackend:
             LayerCache(s, self.num_blocks, size, StepLayout(), options.dtype, device) for s in shapes
         ]
         self.slots = Slots(targets, options)
+        self._weights = _Weights(decoder, options.dtype)
         self._vocabulary = decoder.get_output_embeddings().weight.shape[0]
         model = self._describe(decoder)
         is_half = _DTYPES[options.dtype]
         self._decoder = self._library.okv_create(ctypes.byref(model), is_half)
+        for rest in decoder.parameters():  # those that are left hold the whole file in memory, which they view
+            rest.data = rest.data.clone()
         weakref.finalize(self, self._library.okv_destroy, self._decoder, is_half)
 
     def load(self, slot: int, weights: LoraWeights) -> None:
@@ -116,9 +120,9 @@ class NativeBackend:
             layers=(library.Layer * len(layers))(*layers),
             head=head,
             slots=self.slots.tensor.data_ptr(),
-            ranks=self.slots.ranks.data_ptr(),
+            places=self.slots.places.data_ptr(),
             slot_size=self.slots.size,
-            num_targets=len(self.slots.places),
+            num_targets=len(self.slots.numbers),
         )
 
     def _layer(self, layer: Any, cache: LayerCache, index: int) -> library.Layer:
@@ -162,15 +166,15 @@ class NativeBackend:
         *,
         gated: bool = False,
     ) -> library.Linear:
-        places = [self.slots.places[name] for name in names]
+        numbers = [self.slots.numbers[name] for name in names]
         table = torch.tensor(panels, dtype=torch.int32).view(-1, 2).T.contiguous()
         linear = library.Linear(
-            weights=self._keep(packed),
+            weights=self._weights.put(packed),
             bias=self._bias(modules, gated),
             inputs=modules[0].weight.shape[1],
             panels=len(packed),
-            num_targets=len(places),
-            targets=(library.Target * 3)(*places),
+            num_targets=len(numbers),
+            targets=(c_int64 * 3)(*numbers),
             panel_target=self._keep(table[0].contiguous()),
             panel_index=self._keep(table[1].contiguous()),
         )
@@ -199,41 +203,22 @@ class NativeBackend:
         return tensor.data_ptr()
 
 
-class Slots:
-    """Adapters' packed factors, a slot a row; what is not used of a slot takes no memory.
+class _Weights:
+    """All packed weights behind each other, in the order of their use."""
 
-    Attributes:
-        tensor: [slots, size].
-        ranks: [slots, targets], multiples of 16; 0 where a slot adapts nothing.
-        places: of every target: its number, and where its A and B begin in a slot.
-    """
+    def __init__(self, decoder: PreTrainedModel, dtype: torch.dtype) -> None:
+        output = decoder.get_output_embeddings()
+        layers = [module for module in decoder.modules() if isinstance(module, nn.Linear)]
+        size = sum(m.weight.numel() for m in layers) + LANES * output.weight.shape[1]
+        self._tensor = lazy_zeros((size,), dtype, huge=True)
+        self._end = 0
 
-    def __init__(self, targets: Sequence[Target], options: RunnerOptions) -> None:
-        rank, offset = round_up(options.max_rank), 0
-        self._dtype = options.dtype
-        self.places: dict[str, library.Target] = {}
-        for i, target in enumerate(targets):
-            b = offset + rank * target.in_features
-            self.places[target.name] = library.Target(i, offset, b)
-            offset = b + rank * target.out_features
-        self.size = offset
-        self.tensor = lazy_zeros((options.slots + 1, offset), options.dtype)
-        self.ranks = torch.zeros((options.slots + 1, len(targets)), dtype=torch.int32)
-        self._max_rank = options.max_rank
-
-    def write(self, slot: int, weights: LoraWeights) -> None:
-        if weights.rank > self._max_rank:
-            raise UnsupportedError(
-                f"rank {weights.rank} is over the server's limit of {self._max_rank}",
-                remedy=f"okavango serve --max-rank {weights.rank}",
-            )
-        row, ranks = self.tensor[slot], self.ranks[slot]
-        ranks.zero_()
-        for name, (a, b) in weights.factors.items():
-            place = self.places[name]
-            for start, packed in zip((place.a, place.b), pack_factors(a, b, self._dtype), strict=True):
-                row[start : start + len(packed)] = packed
-            ranks[place.id] = round_up(len(a))
+    def put(self, packed: Tensor) -> int:
+        """The address of a copy."""
+        place = self._tensor[self._end : self._end + packed.numel()]
+        place.copy_(packed.flatten())
+        self._end += packed.numel()
+        return place.data_ptr()
 
 
 def _chunks(step: Step) -> Any:

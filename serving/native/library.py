@@ -33,15 +33,11 @@ def _fields(ctype: type, names: str) -> list[tuple[str, type]]:
     return [(name, ctype) for name in names.split()]
 
 
-class Target(ctypes.Structure):
-    _fields_ = _fields(c_int64, "id a b")
-
-
 class Linear(ctypes.Structure):
     _fields_ = [
         *_fields(c_void_p, "weights bias"),
         *_fields(c_int64, "inputs panels num_targets"),
-        ("targets", Target * 3),
+        ("targets", c_int64 * 3),
         *_fields(c_void_p, "panel_target panel_index"),
     ]
 
@@ -63,7 +59,7 @@ class Model(ctypes.Structure):
         *_fields(c_void_p, "cosines sines final_norm"),
         ("layers", POINTER(Layer)),
         ("head", Linear),
-        *_fields(c_void_p, "slots ranks"),
+        *_fields(c_void_p, "slots places"),
         *_fields(c_int64, "slot_size num_targets"),
     ]
 

@@ -44,48 +44,47 @@ template <class E> class Adapters {
     // x · Aᵀ of one piece for one target → its tile [16][rank], zero in rows of others.
     void shrink(const Linear& l, size_t piece, int64_t target, const E* x, long row) const {
         const Piece& p = pieces_[piece];
-        int rank = this->rank(l, p, target), rows = int(p.end - p.start), at = int(p.start % ROWS);
+        const Place& place = this->place(l, p, target);
+        int rank = int(place.rank), rows = int(p.end - p.start), at = int(p.start % ROWS);
         alignas(64) float sums[ROWS * STRIP];
         E* tile = this->tile(piece, target);
-        const E* a = slots_ + p.slot * m_.slot_size + l.targets[target].a;
+        const E* a = slots_ + p.slot * m_.slot_size + place.a;
         if (rows < ROWS) std::memset(static_cast<void*>(tile), 0, ROWS * rank * sizeof(E));
         for (int first = 0; first < rank; first += STRIP) {
             int panels = std::min(PANELS, (rank - first) / LANES);
-            multiply(Operand<E>{x + p.start * row, row, 0}, rows,
-                     Operand<E>{a + first * l.in, LANES * PAIR<E>, LANES * l.in}, panels, int(l.in), sums, STRIP,
-                     false);
+            multiply(Left<E>{x + p.start * row, row}, rows,
+                     Right<E>(a + first * l.in, LANES * PAIR<E>, LANES * l.in, panels), panels, int(l.in), sums,
+                     STRIP);
             for (int r = 0; r < rows; ++r)
                 for (int n = 0; n < panels; ++n)
                     store(tile + (at + r) * rank + first + n * LANES, load(sums + r * STRIP + n * LANES));
         }
     }
 
-    // c[16][panels * 16] += tile · B for panels [panel, panel + panels) of the layer.
-    void expand(const Linear& l, size_t piece, int64_t panel, int panels, float* c) const {
-        for (int n = 0, run; n < panels; n += run) {
-            int64_t target = l.panel_target[panel + n], index = l.panel_index[panel + n];
-            for (run = 1; n + run < panels && l.panel_target[panel + n + run] == target;) ++run;
-            const Piece& p = pieces_[piece];
-            int rank = this->rank(l, p, target);
-            if (rank == 0) continue;
-            const E* b = slots_ + p.slot * m_.slot_size + l.targets[target].b + index * LANES * rank;
-            add_rows(p, Operand<E>{tile(piece, target), rank, 0},
-                     Operand<E>{b, LANES * PAIR<E>, long(LANES) * rank}, run, rank, c + n * LANES);
-        }
-    }
-
-    int rank(const Linear& l, const Piece& p, int64_t target) const {
-        return m_.ranks[p.slot * m_.num_targets + l.targets[target].id];
+    // What the pieces of a block of rows add to panels [panel, panel + panels) of the layer: tile · B each.
+    int extras(const Linear& l, int64_t block, int64_t panel, int panels, Extra<E>* found) const {
+        int count = 0;
+        auto [from, to] = of_block(block);
+        for (size_t piece = from; piece < to; ++piece)
+            for (int n = 0; n < panels; ++n) {
+                const Piece& p = pieces_[piece];
+                int64_t target = l.panel_target[panel + n];
+                const Place& place = this->place(l, p, target);
+                if (place.rank == 0) continue;
+                const E* b = slots_ + p.slot * m_.slot_size + place.b;
+                found[count++] = {{tile(piece, target), long(place.rank)},
+                                  b + l.panel_index[panel + n] * LANES * place.rank,
+                                  int(place.rank),
+                                  n,
+                                  int(p.start % ROWS),
+                                  int(p.end - p.start)};
+            }
+        return count;
     }
 
   private:
-    void add_rows(const Piece& p, Operand<E> a, Operand<E> b, int panels, int rank, float* c) const {
-#if defined(__AMX_BF16__)
-        if (PAIR<E> == 2) return multiply(a, ROWS, b, panels, rank, c, STRIP, true);
-#endif
-        long at = p.start % ROWS;
-        multiply(Operand<E>{a.data + at * a.row, a.row, 0}, int(p.end - p.start), b, panels, rank,
-                 c + at * STRIP, STRIP, true);
+    const Place& place(const Linear& l, const Piece& p, int64_t target) const {
+        return m_.places[p.slot * m_.num_targets + l.targets[target]];
     }
 
     E* tile(size_t piece, int64_t target) const {
@@ -98,6 +97,14 @@ template <class E> class Adapters {
     E* low_;
 };
 
+inline void add_bias(const float* bias, int rows, int panels, float* sums) {
+    for (int r = 0; r < rows; ++r)
+        for (int n = 0; n < panels; ++n) {
+            float* sum = sums + r * STRIP + n * LANES;
+            store(sum, load(sum) + load(bias + n * LANES));
+        }
+}
+
 // y = x · Wᵀ + bias + adapters for panels [begin, end); `take(row, rows, panel, panels, sums)` gets every block
 // of sums [16][STRIP].
 template <class E, class Take>
@@ -106,23 +113,15 @@ void apply(const Linear& l, const E* x, long row, int64_t rows, const Adapters<E
     const E* weights = static_cast<const E*>(l.weights);
     long panel_size = LANES * l.in;
     alignas(64) float sums[ROWS * STRIP];
+    Extra<E> extras[ROWS * PANELS];
     for (int64_t panel = begin; panel < end; panel += PANELS) {
         int panels = int(std::min<int64_t>(PANELS, end - panel));
+        Right<E> right(weights + panel * panel_size, LANES * PAIR<E>, panel_size, panels);
         for (int64_t first = 0; first < rows; first += ROWS) {
             int count = int(std::min<int64_t>(ROWS, rows - first));
-            multiply(Operand<E>{x + first * row, row, 0}, count,
-                     Operand<E>{weights + panel * panel_size, LANES * PAIR<E>, panel_size}, panels, int(l.in), sums,
-                     STRIP, false);
-            if (l.bias)
-                for (int r = 0; r < count; ++r)
-                    for (int n = 0; n < panels; ++n) {
-                        float* sum = sums + r * STRIP + n * LANES;
-                        store(sum, load(sum) + load(l.bias + (panel + n) * LANES));
-                    }
-            if (adapters.any() && l.num_targets) {
-                auto [from, to] = adapters.of_block(first / ROWS);
-                for (size_t piece = from; piece < to; ++piece) adapters.expand(l, piece, panel, panels, sums);
-            }
+            int num_extras = l.num_targets ? adapters.extras(l, first / ROWS, panel, panels, extras) : 0;
+            multiply(Left<E>{x + first * row, row}, count, right, panels, int(l.in), sums, STRIP, extras, num_extras);
+            if (l.bias) add_bias(l.bias + panel * LANES, count, panels, sums);
             take(first, count, panel, panels, sums);
         }
     }

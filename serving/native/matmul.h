@@ -1,4 +1,4 @@
-// The one product that everything is made of:  c[rows, 16 * panels] (+)= a[rows, k] · b[k, 16 * panels].
+// The one product that everything is made of:  c[rows, 16 * panels] = a[rows, k] · b[k, 16 * panels].
 //
 // b lies in panels of 16 columns; one row of a panel holds PAIR elements of k beside each other for every
 // column, so that one vector register is one row. A row of c depends on its own row of a alone, and is summed
@@ -19,10 +19,26 @@ constexpr int ROWS = 16;    // of one block of a and c
 constexpr int PANELS = 4;   // at most, at once
 constexpr int STRIP = LANES * PANELS;
 
-template <class E> struct Operand {
+template <class E> struct Left {
     const E* data;
-    long row;    // elements between rows of a panel (for a: between rows)
-    long panel;  // elements between panels
+    long row;  // elements between rows
+};
+
+// Up to PANELS panels, wherever each of them lies.
+template <class E> struct Right {
+    const E* panels[PANELS];
+    long row;  // elements between rows of a panel
+
+    Right(const E* first, long row, long panel, int count) : row(row) {
+        for (int n = 0; n < PANELS; ++n) panels[n] = first + (n < count ? n : 0) * panel;
+    }
+};
+
+// One more product, for one panel and rows [first, first + rows) alone; other rows of a are zero.
+template <class E> struct Extra {
+    Left<E> a;  // [16][k]
+    const E* b;
+    int k, panel, first, rows;
 };
 
 #if defined(__AMX_BF16__)
@@ -48,46 +64,71 @@ inline void end_tiles() { _tile_release(); }
 // The kernel grants a process the tiles' state on request (Linux: Documentation/arch/x86/xstate.rst).
 inline bool request_tiles() { return syscall(SYS_arch_prctl, 0x1023, 18) == 0; }
 
-#define OKV_STEP(PANEL, LEFT, RIGHT)                                        \
-    if (PANEL < N) {                                                        \
-        _tile_loadd(RIGHT, right + PANEL * b.panel, b.row * 2);             \
-        _tile_dpbf16ps(PANEL, LEFT, RIGHT);                                 \
-    }
-#define OKV_STEPS(LEFT, RIGHT)                                              \
-    OKV_STEP(0, LEFT, RIGHT) OKV_STEP(1, LEFT, RIGHT) OKV_STEP(2, LEFT, RIGHT) OKV_STEP(3, LEFT, RIGHT)
 #define OKV_EACH(DO) DO(0) DO(1) DO(2) DO(3)
 #define OKV_CLEAR(PANEL) if (PANEL < N) _tile_zero(PANEL);
-#define OKV_FETCH(PANEL) if (PANEL < N) _tile_loadd(PANEL, c + PANEL * LANES, ldc * 4);
 #define OKV_KEEP(PANEL) if (PANEL < N) _tile_stored(PANEL, c + PANEL * LANES, ldc * 4);
-
-template <int N>
-inline void multiply(Operand<Bf16> a, int, Operand<Bf16> b, int k, float* c, long ldc, bool add) {
-    settle();
-    if (add) {
-        OKV_EACH(OKV_FETCH)
-    } else {
-        OKV_EACH(OKV_CLEAR)
+#define OKV_WIDE(PANEL)                                            \
+    if (PANEL < N) {                                               \
+        _tile_loadd(5, b.panels[PANEL] + at / 2 * b.row, b.row * 2); \
+        _tile_dpbf16ps(PANEL, 4, 5);                               \
     }
+#define OKV_NARROW(PANEL)                                          \
+    if (PANEL < N) {                                               \
+        _tile_loadd(7, b.panels[PANEL] + at / 2 * b.row, b.row * 2); \
+        _tile_dpbf16ps(PANEL, 6, 7);                               \
+    }
+
+template <int N> inline void add_product(Left<Bf16> a, const Right<Bf16>& b, int k) {
     int at = 0;
     for (; at + 32 <= k; at += 32) {
-        const Bf16* right = b.data + at / 2 * b.row;
         _tile_loadd(4, a.data + at, a.row * 2);
-        OKV_STEPS(4, 5)
+        OKV_EACH(OKV_WIDE)
     }
     if (at < k) {
-        const Bf16* right = b.data + at / 2 * b.row;
         _tile_loadd(6, a.data + at, a.row * 2);
-        OKV_STEPS(6, 7)
+        OKV_EACH(OKV_NARROW)
     }
+}
+
+inline void add_extra(const Extra<Bf16>& extra) {
+    for (int at = 0; at < extra.k; at += LANES) {
+        _tile_loadd(6, extra.a.data + at, extra.a.row * 2);
+        _tile_loadd(7, extra.b + at * LANES, LANES * 4);
+        switch (extra.panel) {
+            case 0: _tile_dpbf16ps(0, 6, 7); break;
+            case 1: _tile_dpbf16ps(1, 6, 7); break;
+            case 2: _tile_dpbf16ps(2, 6, 7); break;
+            default: _tile_dpbf16ps(3, 6, 7);
+        }
+    }
+}
+
+template <int N>
+inline void multiply(Left<Bf16> a, int, const Right<Bf16>& b, int k, float* c, long ldc,
+                     const Extra<Bf16>* extras = nullptr, int num_extras = 0) {
+    settle();
+    OKV_EACH(OKV_CLEAR)
+    add_product<N>(a, b, k);
+    for (int i = 0; i < num_extras; ++i) add_extra(extras[i]);
     OKV_EACH(OKV_KEEP)
 }
 
-#undef OKV_STEP
-#undef OKV_STEPS
+// The same over `count` pieces of b, sixteen rows of k each, that lie apart: pieces[i] + n * panel is panel n.
+template <int N>
+inline void multiply_pieces(Left<Bf16> a, int, const Bf16* const* pieces, int count, long row, long panel,
+                            float* c, long ldc) {
+    settle();
+    OKV_EACH(OKV_CLEAR)
+    for (int i = 0; i < count; ++i)
+        add_product<N>({a.data + i * LANES, a.row}, Right<Bf16>(pieces[i], row, panel, N), LANES);
+    OKV_EACH(OKV_KEEP)
+}
+
 #undef OKV_EACH
 #undef OKV_CLEAR
-#undef OKV_FETCH
 #undef OKV_KEEP
+#undef OKV_WIDE
+#undef OKV_NARROW
 
 #else
 inline void begin_tiles() {}
@@ -112,33 +153,65 @@ inline void accumulate(Vec& sum, const Bf16* a, const Bf16* b) {
 }
 
 template <int R, int N, class E>
-inline void block(Operand<E> a, Operand<E> b, int k, float* c, long ldc, bool add) {
+inline void block(Left<E> a, const Right<E>& b, int k, float* c, long ldc, bool add) {
     Vec sums[R][N];
     for (int r = 0; r < R; ++r)
         for (int n = 0; n < N; ++n) sums[r][n] = add ? load(c + r * ldc + n * LANES) : Vec{};
     for (int at = 0; at < k; at += PAIR<E>) {
-        const E* right = b.data + at / PAIR<E> * b.row;
+        const long right = at / PAIR<E> * b.row;
         for (int r = 0; r < R; ++r)
-            for (int n = 0; n < N; ++n) accumulate(sums[r][n], a.data + r * a.row + at, right + n * b.panel);
+            for (int n = 0; n < N; ++n) accumulate(sums[r][n], a.data + r * a.row + at, b.panels[n] + right);
     }
     for (int r = 0; r < R; ++r)
         for (int n = 0; n < N; ++n) store(c + r * ldc + n * LANES, sums[r][n]);
 }
 
 template <int N, class E>
-inline void multiply(Operand<E> a, int rows, Operand<E> b, int k, float* c, long ldc, bool add) {
+inline void add_product(Left<E> a, int rows, const Right<E>& b, int k, float* c, long ldc, bool add) {
     int r = 0;
-    for (; r + 4 <= rows; r += 4) block<4, N>({a.data + r * a.row, a.row, 0}, b, k, c + r * ldc, ldc, add);
-    for (; r < rows; ++r) block<1, N>({a.data + r * a.row, a.row, 0}, b, k, c + r * ldc, ldc, add);
+    for (; r + 4 <= rows; r += 4) block<4, N>({a.data + r * a.row, a.row}, b, k, c + r * ldc, ldc, add);
+    for (; r < rows; ++r) block<1, N>({a.data + r * a.row, a.row}, b, k, c + r * ldc, ldc, add);
+}
+
+template <int N, class E>
+inline void multiply(Left<E> a, int rows, const Right<E>& b, int k, float* c, long ldc,
+                     const Extra<E>* extras = nullptr, int num_extras = 0) {
+    add_product<N>(a, rows, b, k, c, ldc, false);
+    for (int i = 0; i < num_extras; ++i) {
+        const Extra<E>& extra = extras[i];
+        add_product<1>(Left<E>{extra.a.data + extra.first * extra.a.row, extra.a.row}, extra.rows,
+                       Right<E>(extra.b, LANES * PAIR<E>, 0, 1), extra.k,
+                       c + extra.first * ldc + extra.panel * LANES, ldc, true);
+    }
+}
+
+template <int N, class E>
+inline void multiply_pieces(Left<E> a, int rows, const E* const* pieces, int count, long row, long panel, float* c,
+                            long ldc) {
+    for (int i = 0; i < count; ++i)
+        add_product<N>(Left<E>{a.data + i * LANES, a.row}, rows, Right<E>(pieces[i], row, panel, N), LANES, c, ldc,
+                       i > 0);
 }
 
 template <class E>
-inline void multiply(Operand<E> a, int rows, Operand<E> b, int panels, int k, float* c, long ldc, bool add) {
+inline void multiply_pieces(Left<E> a, int rows, const E* const* pieces, int count, long row, long panel,
+                            int panels, float* c, long ldc) {
     switch (panels) {
-        case 1: return multiply<1>(a, rows, b, k, c, ldc, add);
-        case 2: return multiply<2>(a, rows, b, k, c, ldc, add);
-        case 3: return multiply<3>(a, rows, b, k, c, ldc, add);
-        default: return multiply<4>(a, rows, b, k, c, ldc, add);
+        case 1: return multiply_pieces<1>(a, rows, pieces, count, row, panel, c, ldc);
+        case 2: return multiply_pieces<2>(a, rows, pieces, count, row, panel, c, ldc);
+        case 3: return multiply_pieces<3>(a, rows, pieces, count, row, panel, c, ldc);
+        default: return multiply_pieces<4>(a, rows, pieces, count, row, panel, c, ldc);
+    }
+}
+
+template <class E>
+inline void multiply(Left<E> a, int rows, const Right<E>& b, int panels, int k, float* c, long ldc,
+                     const Extra<E>* extras = nullptr, int num_extras = 0) {
+    switch (panels) {
+        case 1: return multiply<1>(a, rows, b, k, c, ldc, extras, num_extras);
+        case 2: return multiply<2>(a, rows, b, k, c, ldc, extras, num_extras);
+        case 3: return multiply<3>(a, rows, b, k, c, ldc, extras, num_extras);
+        default: return multiply<4>(a, rows, b, k, c, ldc, extras, num_extras);
     }
 }
 

@@ -11,18 +11,18 @@
 
 namespace okv {
 
-// One adapted layer inside a fused one: its factors' places in a slot, in elements.
-//   a: ceil(rank / 16) panels over `in`;  b: `out` / 16 panels over the rank.
-struct Target {
-    int64_t id, a, b;
+// Where a slot has its factors of one target, in elements from the slot's start. rank: a multiple of 16, 0 where
+// nothing is adapted.  a: rank / 16 panels over `in`;  b: `out` / 16 panels over the rank.
+struct Place {
+    int64_t rank, a, b;
 };
 
 struct Linear {
     const void* weights;  // [panels][in / PAIR][16][PAIR]
     const float* bias;    // [16 * panels] or null
     int64_t in, panels, num_targets;
-    Target targets[3];
-    const int32_t* panel_target;  // [panels] which of the targets, and which panel of that
+    int64_t targets[3];  // the adapted layers that this one is made of
+    const int32_t* panel_target;  // [panels] which of these, and which panel of that
     const int32_t* panel_index;
 };
 
@@ -42,8 +42,8 @@ struct Model {
     const float* final_norm;
     const Layer* layers;
     Linear head;
-    const void* slots;     // [slots][slot_size]
-    const int32_t* ranks;  // [slots][num_targets], multiples of 16, 0 where nothing is adapted
+    const void* slots;    // [slots][slot_size]
+    const Place* places;  // [slots][num_targets]
     int64_t slot_size, num_targets;
 };
 

@@ -70,6 +70,11 @@ inline void put(Bf16& to, float x) {
     to.bits = uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
 
+// What will be read soon and lies where the processor cannot guess it.
+template <class E> inline void fetch(const E* from, int64_t count) {
+    for (int64_t i = 0; i < count; i += 64 / int64_t(sizeof(E))) __builtin_prefetch(from + i, 0, 2);
+}
+
 inline float sum(Vec v) {
     float total = 0;
     for (int i = 0; i < LANES; ++i) total += v[i];
