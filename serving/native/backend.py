@@ -62,7 +62,7 @@ class NativeBackend:
         model = self._describe(decoder)
         is_half = _DTYPES[options.dtype]
         self._decoder = self._library.okv_create(ctypes.byref(model), is_half)
-        for rest in decoder.parameters():  # those that are left hold the whole file in memory, which they view
+        for rest in decoder.parameters():  # views into the file, all of which they would keep in memory
             rest.data = rest.data.clone()
         weakref.finalize(self, self._library.okv_destroy, self._decoder, is_half)
 
