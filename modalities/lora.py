@@ -41,6 +41,10 @@ class LoraWeights:
     factors: Mapping[str, tuple[Tensor, Tensor]]
     rank: int
 
+    @property
+    def nbytes(self) -> int:
+        return sum(a.nbytes + b.nbytes for a, b in self.factors.values())
+
 
 @dataclass
 class StepSlots:

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -50,8 +50,12 @@ class Backend(Protocol):
     num_blocks: int
     caches: list[LayerCache]
 
-    def load(self, slot: int, weights: LoraWeights) -> None:
-        """Put an adapter into a slot; its former tenant is gone."""
+    def pack(self, weights: LoraWeights) -> Any:
+        """An adapter as `load` copies it; may take long, and is called by any thread."""
+        ...
+
+    def load(self, slot: int, packed: Any) -> None:
+        """Copy what `pack` made into a slot; its former tenant is gone."""
         ...
 
     def compute(self, embeddings: Tensor, step: Step, rows: Sequence[int]) -> Tensor:

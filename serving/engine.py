@@ -225,7 +225,8 @@ class Engine:
             self._wake.notify()
 
     def _load(self, digest: str) -> Adapter:
-        return load_adapter(self._source.fetch(digest), self.base, self.core.runner.targets)
+        runner = self.core.runner
+        return load_adapter(self._source.fetch(digest), self.base, runner.targets, runner.pack)
 
     def _run(self) -> None:
         try:

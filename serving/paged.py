@@ -40,8 +40,12 @@ class TorchBackend:
         self.caches = self._allocate()
         self.num_blocks = self.caches[0].keys.shape[1]
 
-    def load(self, slot: int, weights: LoraWeights) -> None:
-        self._arena.write(slot, weights)
+    def pack(self, weights: LoraWeights) -> LoraWeights:
+        dtype, factors = self.options.dtype, weights.factors.items()
+        return LoraWeights({name: (a.to(dtype), b.to(dtype)) for name, (a, b) in factors}, weights.rank)
+
+    def load(self, slot: int, packed: LoraWeights) -> None:
+        self._arena.write(slot, packed)
 
     def compute(self, embeddings: Tensor, step: Step, rows: Sequence[int]) -> Tensor:
         self._slots.segments, self._slots.rows = step.segments, step.num_tokens

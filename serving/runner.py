@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,8 +49,13 @@ class Runner:
         self.num_blocks = self.backend.num_blocks
         give_back()
 
-    def load(self, slot: int, weights: LoraWeights) -> None:
-        self.backend.load(slot, weights)
+    def pack(self, weights: LoraWeights) -> Any:
+        """An adapter in the form that `load` copies; may take long, and is called by any thread."""
+        return self.backend.pack(weights)
+
+    def load(self, slot: int, packed: Any) -> None:
+        """Copy an adapter into a slot; its former tenant is gone."""
+        self.backend.load(slot, packed)
 
     @property
     def block_bytes(self) -> int:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from okavango.modalities.base import Base, load_tokenizer
+from okavango.modalities.lora import LoraWeights
 from okavango.modalities.precision import PARITY_BOUNDS, relative_error
 from okavango.modalities.probes import Probe, read_probes
 from okavango.modalities.prompt import Renderer
@@ -91,7 +92,8 @@ class ParityGate:
 
     def _worst(self, probes: Sequence[Probe], adapter: Adapter, dtype: torch.dtype) -> float:
         runner = self._runner(dtype)
-        runner.load(1, adapter.lora)
+        assert isinstance(adapter.lora, LoraWeights)
+        runner.load(1, runner.pack(adapter.lora))
         worst = 0.0
         for i, probe in enumerate(probes):
             found = self._logits(runner, i, probe, adapter)

@@ -10,6 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Protocol
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -24,23 +25,37 @@ from okavango.platform.errors import BindError
 NO_LORA = LoraWeights({}, 0)
 
 
+class Packed(Protocol):
+    """An adapter's factors in whatever form: as they were read, or as a backend copies them into a slot."""
+
+    @property
+    def rank(self) -> int: ...
+
+    @property
+    def nbytes(self) -> int: ...
+
+
 @dataclass(frozen=True)
 class Adapter:
     """What a bundle brings, ready to be copied into a slot. `heads` replace the base's, by modality."""
 
     digest: str
-    lora: LoraWeights
+    lora: Packed
     heads: Mapping[str, ProjectionHead] = field(default_factory=dict)
 
     @cached_property
     def nbytes(self) -> int:
-        tensors = [t for pair in self.lora.factors.values() for t in pair]
-        tensors += [p for head in self.heads.values() for p in head.parameters()]
-        return sum(t.nbytes for t in tensors)
+        heads = sum(p.nbytes for head in self.heads.values() for p in head.parameters())
+        return self.lora.nbytes + heads
 
 
-def load_adapter(folder: Path, base: Base, targets: Sequence[Target]) -> Adapter:
-    """Bind a bundle to a base, completely.
+def load_adapter(
+    folder: Path,
+    base: Base,
+    targets: Sequence[Target],
+    pack: Callable[[LoraWeights], Packed] | None = None,
+) -> Adapter:
+    """Bind a bundle to a base, completely; `pack` brings the factors into a backend's form.
 
     Raises:
         BindError: it was made for other components, or a tensor does not fit.
@@ -54,7 +69,7 @@ def load_adapter(folder: Path, base: Base, targets: Sequence[Target]) -> Adapter
     heads = {modality: _head(folder, modality, base) for modality in manifest.head_modalities}
     if not lora.factors and not heads:
         raise BindError("the bundle adapts nothing", where=str(folder))
-    return Adapter(manifest.digest, lora, heads)
+    return Adapter(manifest.digest, pack(lora) if pack is not None else lora, heads)
 
 
 def check_components(manifest: Manifest, base: Base) -> None:

@@ -27,7 +27,7 @@ from okavango.serving.native import library
 from okavango.serving.native.library import load_library
 from okavango.serving.native.packing import LANES, interleave, pack, round_up
 from okavango.serving.native.parts import find_parts, rotary_table
-from okavango.serving.native.slots import Slots
+from okavango.serving.native.slots import PackedFactors, Slots
 from okavango.serving.paged import measure_layers
 from okavango.serving.scheduler import Step
 
@@ -66,8 +66,11 @@ class NativeBackend:
             rest.data = rest.data.clone()
         weakref.finalize(self, self._library.okv_destroy, self._decoder, is_half)
 
-    def load(self, slot: int, weights: LoraWeights) -> None:
-        self.slots.write(slot, weights)
+    def pack(self, weights: LoraWeights) -> PackedFactors:
+        return self.slots.pack(weights)
+
+    def load(self, slot: int, packed: PackedFactors) -> None:
+        self.slots.write(slot, packed)
 
     def compute(self, embeddings: Tensor, step: Step, rows: Sequence[int]) -> Tensor:
         x = embeddings.float().contiguous()

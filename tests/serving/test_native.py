@@ -67,8 +67,12 @@ def write_base(folder: Path, architecture: str, own: dict[str, Any]) -> Base:
 def make_runner(base: Base, kernels: Path | None, dtype: torch.dtype = torch.float32) -> Runner:
     runner = Runner(base, RunnerOptions(dtype, "cpu", 16, 1 << 22, SLOTS, 24, kernels))
     for slot, rank in enumerate(RANKS, start=1):
-        runner.load(slot, random_weights(runner.targets, rank, seed=slot))
+        put(runner, slot, random_weights(runner.targets, rank, seed=slot))
     return runner
+
+
+def put(runner: Runner, slot: int, weights: LoraWeights) -> None:
+    runner.load(slot, runner.pack(weights))
 
 
 def random_weights(targets: tuple[Target, ...], rank: int, seed: int) -> LoraWeights:
@@ -151,10 +155,10 @@ def test_a_slot_keeps_nothing_of_its_former_tenant(tmp_path: Path, kernels: Path
     runner = make_runner(write_base(tmp_path / "base", "llama", {}), kernels)
     [before] = compute(runner, make_sequences([20, 20])[1:], [[]])
     wide = random_weights(runner.targets, 24, seed=9)
-    runner.load(1, wide)
+    put(runner, 1, wide)
     [other] = compute(runner, make_sequences([20, 20])[1:], [[]])
     assert not torch.allclose(before, other)
-    runner.load(1, random_weights(runner.targets, RANKS[0], seed=1))
+    put(runner, 1, random_weights(runner.targets, RANKS[0], seed=1))
     [after] = compute(runner, make_sequences([20, 20])[1:], [[]])
     assert torch.equal(before, after)
 
@@ -173,7 +177,7 @@ def test_numbers_that_overflow_stay_in_their_own_rows(tmp_path: Path, kernels: P
     runner = make_runner(write_base(tmp_path / "base", "llama", {}), kernels)
     expected = compute(runner, make_sequences(LENGTHS), CUTS)
     wild = random_weights(runner.targets, 24, seed=2)
-    runner.load(2, LoraWeights({n: (a * 1e20, b * 1e20) for n, (a, b) in wild.factors.items()}, 24))
+    put(runner, 2, LoraWeights({n: (a * 1e20, b * 1e20) for n, (a, b) in wild.factors.items()}, 24))
     for sequence, found, logits in zip(
         make_sequences(LENGTHS), compute(runner, make_sequences(LENGTHS), CUTS), expected, strict=True
     ):
