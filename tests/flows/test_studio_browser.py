@@ -276,7 +276,7 @@ def test_a_seed_that_is_none_is_refused(page: Page) -> None:
 def test_names_that_are_typed(page: Page) -> None:
     for name, known, said in (
         ("r88", "No such adapter", "Did you mean r8?"),
-        ("spoiled@1", "is no LoRA factor", "spoiled@1 is refused and takes no requests"),
+        ("spoiled@1", "embeddings is not served", "spoiled@1 is refused and takes no requests"),
     ):
         page.fill("#okv-model input", name)
         page.press("#okv-model input", "Enter")

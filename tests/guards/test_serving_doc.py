@@ -29,15 +29,19 @@ def options() -> dict[str, str]:
     """Defaults of `okavango serve`, as the command line takes them."""
     cli: Any = typer.main.get_command(app)
     parameters = cli.commands["serve"].params
-    return {
-        each.opts[0]: "" if each.required else f"{each.default:g}" if is_number(each) else each.default
-        for each in parameters
-        if each.opts[0] != "--help"
-    }
+    return {each.opts[0]: default_of(each) for each in parameters if each.opts[0] != "--help"}
 
 
-def is_number(parameter: Any) -> bool:
-    return isinstance(parameter.default, int | float)
+def default_of(parameter: Any) -> str:
+    """Empty where an option is required, or where nothing is the default."""
+    match parameter.default:
+        case bool(flag):
+            return "on" if flag else "off"
+        case int(number) | float(number):
+            return f"{number:g}"
+        case str(text) if not parameter.required:
+            return text
+    return ""
 
 
 def test_every_option_is_there_with_its_default(rows: list[list[str]], options: dict[str, str]) -> None:

@@ -6,13 +6,17 @@ import socket
 from collections.abc import Callable
 
 import pytest
+import torch
 from server_fixtures import RunningServer, Site
 from tiny_fixtures import Bundles
 from typer.testing import CliRunner, Result
 
 from okavango.platform.cli import app
 from okavango.platform.errors import ConfigError
-from okavango.web.commands import address_of, banner, bind, parse_bytes
+from okavango.serving.engine import EngineOptions
+from okavango.web import commands
+from okavango.web.commands import address_of, banner, bind, parse_bytes, parse_weights
+from okavango.web.security import Keys
 
 Run = Callable[..., Result]
 
@@ -81,6 +85,11 @@ def test_a_base_that_is_not_there(run: Run) -> None:
     [
         ("--dtype", "float8", "is not one of auto"),
         ("--kv-memory", "lots", "is not a size"),
+        ("--parking-memory", "much", "--parking-memory: 'much' is not a size"),
+        ("--adapter-memory", "more", "--adapter-memory: 'more' is not a size"),
+        ("--max-prefill-tokens", "0", "max_prefill_tokens: must be at least 1"),
+        ("--threads", "0", "threads: must be at least 1"),
+        ("--weight", "local=2", "--weight local: no API key has that name (set OKAVANGO_API_KEYS)"),
         ("--slots", "0", "slots: must be at least 1"),
         ("--log-level", "loud", "no such log level"),
         ("--device", "gpu", "is not one of cpu, cuda"),
@@ -92,6 +101,51 @@ def test_an_option_that_is_wrong(run: Run, option: str, value: str, said: str) -
     result = run("--base", "tiny", "--port", "0", option, value)
     assert result.exit_code == 1
     assert said in result.stderr
+
+
+def test_options_reach_the_engine(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[EngineOptions] = []
+    monkeypatch.setenv("OKAVANGO_API_KEYS", "sesame")
+    monkeypatch.setattr(commands, "run", lambda app, _: made.append(app.state.services.options.engine))
+    options = "--port 0 --kv-memory 8MiB --max-prefill-tokens 48 --parking-memory 1MiB --adapter-memory 3MiB"
+    few = f"{options} --weight key-d0c04f4b=2 --share-prefixes --threads {torch.get_num_threads()}"
+    result = run("--base", "tiny", *few.split())
+    assert result.exit_code == 0, result.stderr
+    [engine] = made
+    assert (engine.kv_bytes, engine.max_prefill_tokens) == (8 << 20, 48)
+    assert (engine.parking_bytes, engine.host_cache_bytes) == (1 << 20, 3 << 20)
+    assert (engine.weights, engine.share_prefixes) == ((("key-d0c04f4b", 2.0),), True)
+    assert engine.threads == torch.get_num_threads()
+
+
+def test_options_begin_as_the_engines_own(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[EngineOptions] = []
+    monkeypatch.setattr(commands, "run", lambda app, _: made.append(app.state.services.options.engine))
+    assert run("--base", "tiny", "--port", "0", "--kernels", "torch").exit_code == 0
+    assert made == [EngineOptions()]
+
+
+def test_weights_go_by_the_names_of_keys() -> None:
+    callers = Keys(["sesame", "poppy"]).principals
+    assert parse_weights([], callers) == ()
+    assert parse_weights(["key-d0c04f4b=2", f"{callers[1]}=.5"], callers) == (
+        ("key-d0c04f4b", 2.0),
+        (callers[1], 0.5),
+    )
+
+
+@pytest.mark.parametrize(
+    ("texts", "said"),
+    [
+        (["key-d0c04f4b"], "'key-d0c04f4b' is no caller with a weight"),
+        (["key-d0c04f4b=many"], "write key-8ed3f6ad=2"),
+        (["sesame=2"], "no API key has that name .known are key-d0c04f4b"),
+        (["key-d0c04f4b=2", "key-d0c04f4b=3"], "--weight key-d0c04f4b: is given twice"),
+    ],
+)
+def test_what_is_no_weight(texts: list[str], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        parse_weights(texts, Keys(["sesame"]).principals)
 
 
 def test_an_address_of_the_newer_kind_has_brackets() -> None:

@@ -127,6 +127,19 @@ def test_the_best_of_several_is_the_likeliest(client: openai.OpenAI) -> None:
     assert kept.usage.completion_tokens == 4 * 12
 
 
+def test_what_was_computed_before_is_told_for_each_prompt(client: openai.OpenAI) -> None:
+    asked: dict[str, Any] = {**GREEDY, "model": "r16"}
+    old, new = "the cache has seen this text once before", "but this one, as long as that, is new to it"
+
+    def cached(prompt: str | list[str]) -> int | None:
+        usage = client.completions.create(**asked, prompt=prompt).usage
+        assert usage is not None
+        assert usage.prompt_tokens_details is not None
+        return usage.prompt_tokens_details.cached_tokens
+
+    assert [cached(old), cached([old, new]), cached([old, new])] == [0, 32, 64]
+
+
 def test_usage_so_far_comes_with_every_chunk_where_asked(server: RunningServer) -> None:
     body = {"model": "tiny", "prompt": "hello", "max_tokens": 6, "ignore_eos": True, "stream": True}
     body |= {"stream_options": {"include_usage": True, "continuous_usage_stats": True}, "temperature": 0}
