@@ -128,9 +128,10 @@ class _Usage:
     """Token counts: each prompt once, however many answers it has; media's tokens are part of it."""
 
     def __init__(self, questions: Sequence[Question]) -> None:
-        prompts = {id(question.prompt): question.prompt for question in questions}.values()
-        self._prompt = sum(len(prompt.tokens) for prompt in prompts)
-        self._media = sum(span.length for prompt in prompts for span in prompt.spans)
+        prompts = {id(question.prompt): question.prompt for question in questions}
+        self._prompt = sum(len(prompt.tokens) for prompt in prompts.values())
+        self._media = sum(span.length for prompt in prompts.values() for span in prompt.spans)
+        self._prompt_of = [id(question.prompt) for question in questions]
 
     def of(self, choices: Sequence[Choice]) -> dict[str, Any]:
         generated = sum(choice.num_tokens for choice in choices)
@@ -138,8 +139,19 @@ class _Usage:
             "prompt_tokens": self._prompt,
             "completion_tokens": generated,
             "total_tokens": self._prompt + generated,
-            "prompt_tokens_details": {"image_tokens": self._media},
+            "prompt_tokens_details": {"cached_tokens": self._cached(choices), "image_tokens": self._media},
         }
+
+    def _cached(self, choices: Sequence[Choice]) -> int | None:
+        """None until all have ended. Answers to one prompt reuse what the first of them computed, and that
+        is no saving of the prompt's: the least of theirs is what was there before."""
+        least: dict[int, int] = {}
+        for prompt, choice in zip(self._prompt_of, choices, strict=True):
+            if choice.last is None or choice.last.usage is None:
+                return None
+            cached = choice.last.usage.cached_tokens
+            least[prompt] = min(cached, least.get(prompt, cached))
+        return sum(least.values())
 
 
 class _Stream:
