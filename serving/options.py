@@ -20,6 +20,7 @@ _POSITIVE = (
     "slots",
     "max_rank",
 )
+_NOT_NEGATIVE = ("parking_bytes", "host_cache_bytes", "feature_cache_bytes")
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class EngineOptions:
             than computing again; on a CPU it rarely is.
         slots: adapters in one step.
         max_rank: the highest LoRA rank that is served.
-        host_cache_bytes: adapters kept in host memory.
+        host_cache_bytes: adapters kept in host memory; the one used last is kept in any case.
         feature_cache_bytes: encoder outputs kept.
         kernels: folder for compiled native kernels; None means torch's operators alone.
         threads: torch's threads; None leaves them as they are.
@@ -71,8 +72,11 @@ class EngineOptions:
         for name in _POSITIVE:
             if getattr(self, name) < 1:
                 raise ConfigError(f"must be at least 1, not {getattr(self, name)}", where=name)
-        if self.parking_bytes < 0:
-            raise ConfigError(f"must be at least 0, not {self.parking_bytes}", where="parking_bytes")
+        for name in _NOT_NEGATIVE:
+            if getattr(self, name) < 0:
+                raise ConfigError(f"must be at least 0, not {getattr(self, name)}", where=name)
+        if self.threads is not None and self.threads < 1:
+            raise ConfigError(f"must be at least 1, not {self.threads}", where="threads")
         for principal, weight in self.weights:
             if not 0 < weight < float("inf"):
                 raise ConfigError(f"must be above 0, not {weight}", where=f"weights[{principal}]")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import socket
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 import typer
@@ -26,14 +27,24 @@ def serve(
     port: int = typer.Option(8000, min=0, max=65535, help="Port to listen on; 0 takes a free one."),
     dtype: str = typer.Option("auto", help="auto, bfloat16 or float32."),
     device: str = typer.Option("cpu", help="cpu, cuda or cuda:1."),
+    kernels: Literal["native", "torch"] = typer.Option(
+        "native", help="What computes steps on a CPU: kernels of ours, or torch alone."
+    ),
+    threads: int | None = typer.Option(None, help="Threads that compute; one a core by default."),
     slots: int = typer.Option(8, help="Adapters in one batch."),
     max_rank: int = typer.Option(64, help="The highest LoRA rank that is served."),
     max_sequences: int = typer.Option(32, help="Requests in one batch."),
     max_step_tokens: int = typer.Option(512, help="Tokens in one step; above --max-sequences."),
+    max_prefill_tokens: int = typer.Option(256, help="Of these, prompts' while answers are being generated."),
     max_waiting: int = typer.Option(256, help="Requests in the queue; one more is refused."),
     kv_memory: str = typer.Option("4GiB", help="Memory for keys and values."),
-    kernels: Literal["native", "torch"] = typer.Option(
-        "native", help="What computes steps on a CPU: kernels of ours, or torch alone."
+    parking_memory: str = typer.Option("0", help="Host memory for keys and values of preempted requests."),
+    adapter_memory: str = typer.Option("2GiB", help="Host memory for adapters."),
+    weight: list[str] = typer.Option(
+        [], metavar="CALLER=2.0", help="An API key's share; 1 else. Repeatable."
+    ),
+    share_prefixes: bool = typer.Option(
+        False, "--share-prefixes", help="API keys share computed prompts, and can find out each other's."
     ),
     drain_seconds: float = typer.Option(30.0, min=0, help="Time for running requests when told to stop."),
     log_level: str = typer.Option("warning", help="debug, info, warning or error."),
@@ -41,11 +52,12 @@ def serve(
     """Serve a base and its adapters over OpenAI's API, with the studio beside it."""
     from okavango.platform.config import load_settings
     from okavango.platform.telemetry import setup_logging
-    from okavango.web.security import check_exposure
+    from okavango.web.security import Keys, check_exposure
 
     setup_logging(log_level)
     settings = load_settings()
     check_exposure(host, settings.keys)
+    weights = parse_weights(weight, Keys(settings.keys).principals)
     # Before anything is loaded, which may take minutes.
     with bind(host, port) as listener:
         typer.echo(f"Loading base {base} …", err=True)
@@ -59,11 +71,17 @@ def serve(
             device=device,
             max_sequences=max_sequences,
             max_step_tokens=max_step_tokens,
+            max_prefill_tokens=max_prefill_tokens,
+            share_prefixes=share_prefixes,
+            weights=weights,
             max_waiting=max_waiting,
             kv_bytes=parse_bytes(kv_memory, "--kv-memory"),
+            parking_bytes=parse_bytes(parking_memory, "--parking-memory"),
             slots=slots,
             max_rank=max_rank,
+            host_cache_bytes=parse_bytes(adapter_memory, "--adapter-memory"),
             kernels=settings.cache / "kernels" if kernels == "native" else None,
+            threads=threads,
         )
         options = ServeOptions(host, engine, drain_seconds=drain_seconds)
         # To the end: the verifier loads decoders of its own when versions come.
@@ -159,3 +177,31 @@ def parse_bytes(text: str, where: str) -> int:
     if match is None:
         raise ConfigError(f"{text!r} is not a size", where=where, remedy="write 512MiB or 4GiB")
     return int(float(match[1]) * _UNITS[match[2].lower()])
+
+
+def parse_weights(texts: Sequence[str], callers: Sequence[str]) -> tuple[tuple[str, float], ...]:
+    """["key-8ed3f6ad=2"] → (("key-8ed3f6ad", 2.0),); whether a number is a weight, the engine knows.
+
+    Raises:
+        ConfigError: not of that form, a caller who has no key here, or one twice.
+    """
+    weights: dict[str, float] = {}
+    for text in texts:
+        caller, weight = _parse_weight(text)
+        if caller not in callers:
+            known = f"known are {', '.join(callers)}" if callers else "set OKAVANGO_API_KEYS"
+            raise ConfigError("no API key has that name", where=f"--weight {caller}", remedy=known)
+        if caller in weights:
+            raise ConfigError("is given twice", where=f"--weight {caller}")
+        weights[caller] = weight
+    return tuple(weights.items())
+
+
+def _parse_weight(text: str) -> tuple[str, float]:
+    caller, _, number = text.partition("=")
+    try:
+        return caller, float(number)
+    except ValueError:
+        raise ConfigError(
+            f"{text!r} is no caller with a weight", where="--weight", remedy="write key-8ed3f6ad=2"
+        ) from None

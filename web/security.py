@@ -56,11 +56,20 @@ class Keys:
     def __bool__(self) -> bool:
         return bool(self._digests)
 
+    @property
+    def principals(self) -> tuple[str, ...]:
+        """A name for the holder of each key, fit for logs."""
+        return tuple(map(_principal, self._digests))
+
     def principal(self, key: bytes) -> str | None:
-        """A name for the holder of a key, fit for logs; None for a key that is not known."""
+        """The name of a key's holder; None for a key that is not known."""
         digest = hashlib.sha256(key).digest()
         matches = [hmac.compare_digest(digest, known) for known in self._digests]
-        return f"key-{digest.hex()[:8]}" if any(matches) else None
+        return _principal(digest) if any(matches) else None
+
+
+def _principal(digest: bytes) -> str:
+    return f"key-{digest.hex()[:8]}"
 
 
 class Guard:
