@@ -57,6 +57,9 @@ METRICS: dict[str, Metric] = {
     ),
     "okavango_parked_requests_total": Metric("counter", "Preempted requests kept on the host."),
     "okavango_restored_tokens_total": Metric("counter", "Tokens that came back from the host."),
+    "okavango_draft_tokens_total": Metric(
+        "counter", "Guessed tokens that were right (accepted) or not (rejected).", ("result",)
+    ),
     "okavango_prefix_tokens_total": Metric(
         "counter", "Prompt tokens found in the cache (hit) or computed (miss).", ("result",)
     ),

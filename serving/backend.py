@@ -43,10 +43,12 @@ class Backend(Protocol):
 
     Attributes:
         name: for logs and metrics.
+        is_invariant: a row's logits are the same to the bit whatever is computed beside it.
         caches: every layer's keys and values, block by block.
     """
 
     name: str
+    is_invariant: bool
     num_blocks: int
     caches: list[LayerCache]
 

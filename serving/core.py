@@ -8,6 +8,11 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable
+from collections.abc import Sequence as Sequence_
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
 
 from okavango.platform.errors import OkavangoError
 from okavango.platform.telemetry import Metrics
@@ -24,6 +29,15 @@ from okavango.serving.types import Chosen, Event, FinishReason
 log = logging.getLogger(__name__)
 
 Deliver = Callable[[Sequence, Event], None]
+Picked = tuple[Chunk, int | None, Chosen | None]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A chunk, and which of the step's logits follow the last of its tokens that are sure."""
+
+    chunk: Chunk
+    index: int
 
 
 class EngineCore:
@@ -67,48 +81,92 @@ class EngineCore:
         with phase("schedule", self._metrics):
             step = self.scheduler.schedule()
         try:
-            tokens = self._compute(step)
+            logits, rows = self._compute(step)
+            picked = self._pick(logits, rows)
         except Exception as error:
             log.exception("a step of %d sequences failed", len(step.chunks))
             self._fail_step(step, error)
             return
-        broken = {chunk.sequence for chunk, token, _ in tokens if token is None}
-        self.scheduler.commit(chunk for chunk in step.chunks if chunk.sequence not in broken)
-        with phase("deliver", self._metrics):
-            for chunk, token, chosen in tokens:
-                if token is None:
-                    self._fail([chunk.sequence], chunk.sequence.sampling.fault or _not_finite(chunk.sequence))
-                else:
-                    self._append(chunk.sequence, token, () if chosen is None else (chosen,))
+        self._settle([_sure(chunk) for chunk in step.chunks], picked)
+        self._follow_drafts(logits, rows)
         seconds = time.perf_counter() - began
         self._metrics.observe("okavango_step_seconds", seconds)
         if 2 * self.scheduler.tally.prefill_tokens > step.num_tokens:
             self.scheduler.parking.saw_computing(step.num_tokens, seconds)
         self._measure(step)
 
-    def _compute(self, step: Step) -> list[tuple[Chunk, int | None, Chosen | None]]:
+    def _compute(self, step: Step) -> tuple[Tensor | None, list[Row]]:
+        """The step's logits, and which of them are of tokens after which the next one is picked."""
         with phase("load", self._metrics):
             self._move(step)
             for sequence in step.loads:
                 self.runner.load(sequence.slot, sequence.weights)
                 self._metrics.count("okavango_slot_loads_total")
         if not step.chunks:
-            return []
-        rows, sampled, position = [], [], 0
+            return None, []
+        wanted: list[int] = []
+        rows, position = [], 0
         for chunk in step.chunks:
             position += chunk.count
             if chunk.samples:
-                rows.append(position - 1)
-                sampled.append(chunk)
+                rows.append(Row(chunk, len(wanted)))
+                wanted += range(position - 1 - len(chunk.draft), position)
         # a step of prompt chunks alone still has to run; its last row's logits are computed and not used
         with phase("run", self._metrics):
-            logits = self.runner.run(step, rows or [position - 1])
-        if not sampled:
+            return self.runner.run(step, wanted or [position - 1]), rows
+
+    def _pick(self, logits: Tensor | None, rows: Sequence_[Row]) -> list[Picked]:
+        if logits is None or not rows:
             return []
-        states = [chunk.sequence.sampling for chunk in sampled]
         with phase("sample", self._metrics):
-            picked = sample(logits, states)
-            return list(zip(sampled, picked, report(logits, picked, states), strict=True))
+            index = [row.index for row in rows]
+            own = logits if len(index) == len(logits) else logits[torch.tensor(index, device=logits.device)]
+            states = [row.chunk.sequence.sampling for row in rows]
+            tokens = sample(own, states)
+            return list(zip((row.chunk for row in rows), tokens, report(own, tokens, states), strict=True))
+
+    def _settle(self, chunks: Iterable[Chunk], picked: Sequence_[Picked]) -> None:
+        """Chunks are computed, and these tokens come next."""
+        broken = {chunk.sequence for chunk, token, _ in picked if token is None}
+        self.scheduler.commit(chunk for chunk in chunks if chunk.sequence not in broken)
+        with phase("deliver", self._metrics):
+            for chunk, token, chosen in picked:
+                if token is None:
+                    self._fail([chunk.sequence], chunk.sequence.sampling.fault or _not_finite(chunk.sequence))
+                else:
+                    self._append(chunk.sequence, token, () if chosen is None else (chosen,))
+
+    def _follow_drafts(self, logits: Tensor | None, rows: Sequence_[Row]) -> None:
+        """As long as what was picked is what was guessed, the next logits are there already."""
+        drafted = [row for row in rows if row.chunk.draft]
+        following, number = drafted, 0
+        while following := [row for row in following if self._is_right(row.chunk, number)]:
+            number += 1
+            chunks = [Chunk(row.chunk.sequence, row.chunk.sure_end + number - 1, 1) for row in following]
+            try:
+                indices = (row.index + number for row in following)
+                picked = self._pick(logits, list(map(Row, chunks, indices)))
+            except Exception:
+                log.exception("picking the tokens after %d guesses failed", number)
+                self._fail([c.sequence for c in chunks], OkavangoError("the engine failed in this step"))
+                return
+            self._settle(chunks, picked)
+        for row in drafted:
+            self._learn(row.chunk)
+
+    def _is_right(self, chunk: Chunk, number: int) -> bool:
+        """Whether the sequence goes on, and with the guess of this number."""
+        tokens = chunk.sequence.tokens
+        is_next = number < len(chunk.draft) and len(tokens) == chunk.sure_end + number + 1
+        return is_next and tokens[-1] == chunk.draft[number] and chunk.sequence in self.scheduler.running
+
+    def _learn(self, chunk: Chunk) -> None:
+        sequence = chunk.sequence
+        accepted = max(0, len(sequence.tokens) - chunk.sure_end - 1)
+        if sequence.lookup is not None:
+            sequence.lookup.learn(sequence.tokens, accepted)
+        self._metrics.count("okavango_draft_tokens_total", accepted, result="accepted")
+        self._metrics.count("okavango_draft_tokens_total", len(chunk.draft) - accepted, result="rejected")
 
     def _move(self, step: Step) -> None:
         """Copy preempted sequences' blocks to the host, before anybody writes to them, and others back."""
@@ -178,6 +236,11 @@ class EngineCore:
         metrics.count("okavango_restored_tokens_total", tally.restored_tokens)
         for reason, sequences in tally.waits.items():
             metrics.count("okavango_waits_total", sequences, reason=reason)
+
+
+def _sure(chunk: Chunk) -> Chunk:
+    """The chunk without what is guessed."""
+    return Chunk(chunk.sequence, chunk.start, chunk.count - len(chunk.draft)) if chunk.draft else chunk
 
 
 def _not_finite(sequence: Sequence) -> OkavangoError:

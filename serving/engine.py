@@ -67,12 +67,15 @@ class Engine:
         runner = Runner(base, options.runner)
         vocabulary = vocabulary_of(runner.decoder, self.tokenizer)
         limits, parking = options.limits, options.parking_bytes
+        guesses = options.draft_rows > 0 and runner.backend.is_invariant
         self.core = EngineCore(runner, limits, vocabulary.eos, self._deliver, metrics, parking)
         self.media = MediaRuntime(base, FeatureCache(options.feature_cache_bytes), metrics, options.device)
         self.profiler = StepProfiler()
         self._source = source
         self._host = HostCache(options.host_cache_bytes, self._load)
-        self._preparation = Preparation(self.tokenizer, self.media, self._host, options.max_rank, vocabulary)
+        self._preparation = Preparation(
+            self.tokenizer, self.media, self._host, options.max_rank, vocabulary, guesses=guesses
+        )
         self._preparers = ThreadPoolExecutor(2, thread_name_prefix="okavango-prepare")
         self._tickets: dict[str, Ticket] = {}
         self._inbox: list[Ticket] = []

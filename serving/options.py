@@ -35,6 +35,8 @@ class EngineOptions:
         slot_patience: tokens that adapters in slots may be served ahead of one that waits for a slot.
         share_prefixes: whether principals share what is computed of equal prompts. They can then find out
             what others have asked, by `cached_tokens` and by the time that it takes.
+        draft_rows: a step that computes single tokens is filled up to so many rows with guesses, where that
+            cannot change an answer: on the native kernels. 0 makes none.
         weights: (principal, its share of the machine); 1 for those that are not named.
         max_waiting: requests that may wait; one more is refused.
         block_size: token positions a KV block.
@@ -56,6 +58,7 @@ class EngineOptions:
     max_prefill_tokens: int = 256
     slot_patience: int = 1024
     share_prefixes: bool = False
+    draft_rows: int = 16
     weights: tuple[tuple[str, float], ...] = ()
     max_waiting: int = 256
     block_size: int = 16
@@ -95,6 +98,7 @@ class EngineOptions:
             max_prefill_tokens=self.max_prefill_tokens,
             slot_patience=self.slot_patience,
             share_prefixes=self.share_prefixes,
+            draft_rows=self.draft_rows,
             weights=dict(self.weights),
         )
 

@@ -28,6 +28,7 @@ class TorchBackend:
     """transformers' modules with paged attention and slots put in. Changes the decoder for good."""
 
     name = "torch"
+    is_invariant = False
 
     def __init__(self, decoder: PreTrainedModel, targets: Sequence[Target], options: RunnerOptions) -> None:
         self.options = options

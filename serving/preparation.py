@@ -13,6 +13,7 @@ from okavango.serving.media import MediaRuntime
 from okavango.serving.sampling.guide import Guides
 from okavango.serving.sampling.state import SamplingState, Vocabulary
 from okavango.serving.sequence import Sequence
+from okavango.serving.speculation import Lookup
 from okavango.serving.stream import TextStream
 from okavango.serving.types import AdapterRef, Request
 
@@ -34,6 +35,7 @@ class Preparation:
         host: gives adapters, bound; may take long.
         max_rank: adapters over it are refused.
         vocabulary: what the decoder picks tokens from.
+        guesses: whether tokens may be guessed: see serving/speculation.py.
     """
 
     def __init__(
@@ -43,7 +45,10 @@ class Preparation:
         host: HostCache,
         max_rank: int,
         vocabulary: Vocabulary,
+        *,
+        guesses: bool = False,
     ) -> None:
+        self._guesses = guesses
         self._tokenizer = tokenizer
         self._media = media
         self._host = host
@@ -75,7 +80,12 @@ class Preparation:
             sampling=self._sampling(request),
             stream=TextStream(self._tokenizer, request.params.stop, request.params.min_tokens),
             features_cached=hits,
+            lookup=self._lookup(request),
         )
+
+    def _lookup(self, request: Request) -> Lookup | None:
+        """None for guided answers, too: what a guide allows after a guess is not known before."""
+        return Lookup(request.prompt.tokens) if self._guesses and request.params.guide is None else None
 
     def _sampling(self, request: Request) -> SamplingState:
         guide, prompt = request.params.guide, request.prompt

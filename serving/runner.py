@@ -105,7 +105,7 @@ class Runner:
 
     def _embed(self, chunks: Sequence[Chunk]) -> Tensor:
         """Input embeddings [T, D]: the tokens' own, and what the heads made of the media."""
-        ids = [token for chunk in chunks for token in chunk.sequence.tokens[chunk.start : chunk.end]]
+        ids = [token for chunk in chunks for token in chunk.tokens]
         embeddings: Tensor = self.decoder.get_input_embeddings()(self._tensor(ids))
         offset = 0
         for chunk in chunks:

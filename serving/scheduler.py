@@ -47,6 +47,7 @@ class Limits:
         max_prefill_tokens: of these, tokens of prompts while anybody generates; None leaves all that is left.
         slot_patience: tokens that adapters in slots may be served ahead of one that waits for a slot.
         share_prefixes: whether principals share what they have computed, or each only with itself.
+        draft_rows: a step that computes single tokens is filled up to so many with guesses; 0 makes none.
         weights: shares of the machine by principal; 1 for those that it does not name.
     """
 
@@ -55,6 +56,7 @@ class Limits:
     max_prefill_tokens: int | None = None
     slot_patience: int = 1024
     share_prefixes: bool = False
+    draft_rows: int = 0
     weights: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -206,6 +208,8 @@ class Scheduler:
             is_left = sequence in unplanned
             if is_left and self._grow(sequence, 1, unplanned, may_yield=True):
                 chunks.append(Chunk(sequence, sequence.num_computed, 1))
+        if not any(s.num_uncomputed > 1 for s in self.running):
+            return self._with_drafts(chunks)
         budget = self.limits.max_step_tokens - len(chunks)
         if chunks and self.limits.max_prefill_tokens is not None:
             budget = min(budget, self.limits.max_prefill_tokens)
@@ -221,6 +225,22 @@ class Scheduler:
                 budget -= count
                 self.tally.prefill_tokens += count
         return chunks
+
+    def _with_drafts(self, chunks: list[Chunk]) -> list[Chunk]:
+        """Fill a step that has only single tokens with guesses: these rows cost little where others are few.
+
+        A guess takes what room its sequence's blocks have left, and no more.
+        """
+        room = self.limits.draft_rows - len(chunks)
+        drafted = []
+        for chunk in chunks:
+            sequence = chunk.sequence
+            space = len(sequence.blocks) * self.pool.block_size - chunk.end
+            most = min(room, space, sequence.max_tokens - sequence.num_generated - 1)
+            draft = sequence.lookup.guess(sequence.tokens, most) if sequence.lookup else ()
+            room -= len(draft)
+            drafted.append(Chunk(sequence, chunk.start, 1 + len(draft), draft))
+        return drafted
 
     def _prompts(self, budget: int) -> Iterator[tuple[Sequence, int]]:
         """Prompts to compute in order, each with the most tokens that it may have.

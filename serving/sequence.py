@@ -12,6 +12,7 @@ from okavango.serving.types import Request, Usage
 
 if TYPE_CHECKING:
     from okavango.serving.cache.parking import Parked
+    from okavango.serving.speculation import Lookup
     from okavango.serving.stream import TextStream
 
 
@@ -31,6 +32,7 @@ class Sequence:
         keys: what is in its first full blocks, as far as anybody has asked: see serving/cache/prefix.py.
         parked: a copy on the host of keys and values that it lost: see serving/cache/parking.py.
         slot: the adapter's slot while it runs.
+        lookup: guesses its next tokens; None where none are wanted.
         salt: with whom it may share what is computed: those of the same salt.
         arrival: its number in the order in which sequences came; 0 until it is queued.
         num_preempted: how often it lost its blocks.
@@ -51,6 +53,7 @@ class Sequence:
     keys: list[bytes] = field(default_factory=list)
     parked: Parked | None = None
     slot: int = 0
+    lookup: Lookup | None = None
     salt: str = ""
     arrival: int = 0
     num_preempted: int = 0

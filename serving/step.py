@@ -11,20 +11,32 @@ from okavango.serving.sequence import Sequence
 
 @dataclass(frozen=True)
 class Chunk:
-    """`count` tokens of a sequence, computed in this step, from position `start`."""
+    """`count` tokens of a sequence, computed in this step, from position `start`.
+
+    The last of them may be a `draft`: tokens that the sequence has not yet got, and may never get.
+    """
 
     sequence: Sequence
     start: int
     count: int
+    draft: tuple[int, ...] = ()
 
     @property
     def end(self) -> int:
         return self.start + self.count
 
     @property
+    def sure_end(self) -> int:
+        return self.end - len(self.draft)
+
+    @property
+    def tokens(self) -> list[int]:
+        return [*self.sequence.tokens[self.start : self.sure_end], *self.draft]
+
+    @property
     def samples(self) -> bool:
         """Whether the chunk reaches the sequence's last token, so that the next one can be picked."""
-        return self.end == len(self.sequence.tokens)
+        return self.sure_end == len(self.sequence.tokens)
 
 
 @dataclass(frozen=True)

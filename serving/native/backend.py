@@ -42,6 +42,7 @@ class NativeBackend:
     """
 
     name = "native"
+    is_invariant = True
 
     def __init__(self, decoder: PreTrainedModel, targets: Sequence[Target], options: RunnerOptions) -> None:
         if options.dtype not in _DTYPES or options.kernels is None:

@@ -14,6 +14,7 @@ from okavango.modalities.base import Base, load_decoder, load_head
 from okavango.modalities.content import Media, Message, Part, Text
 from okavango.modalities.projector import ProjectionHead
 from okavango.modalities.tiny_bundle import reference_embeddings
+from okavango.platform.telemetry import Metrics
 from okavango.serving.adapters.loading import load_adapter
 from okavango.serving.engine import Engine, EngineOptions
 from okavango.serving.types import AdapterRef, AdapterSource, Event, FinishReason, Request, SamplingParams
@@ -28,9 +29,16 @@ def greedy(tokens: int = 12) -> SamplingParams:
 class Harness:
     """An engine whose step thread runs, with the reference beside it."""
 
-    def __init__(self, base: Base, bundles, source: AdapterSource | None = None, **options) -> None:
+    def __init__(
+        self,
+        base: Base,
+        bundles,
+        source: AdapterSource | None = None,
+        metrics: Metrics | None = None,
+        **options,
+    ) -> None:
         self.base, self.bundles = base, bundles
-        self.engine = Engine(base, source or bundles, EngineOptions(**{**OPTIONS, **options}))
+        self.engine = Engine(base, source or bundles, EngineOptions(**{**OPTIONS, **options}), metrics)
         step = self.engine.core.step
 
         def checked_step() -> None:
