@@ -58,9 +58,12 @@ def base_of(name: str, folder: Path) -> Base:
 
 
 def engine_options(dtype: str, kernels: str, **changes: Any) -> EngineOptions:
-    """As `okavango serve` has them. `kernels`: native or torch."""
+    """As `okavango serve` has them, but without guesses. `kernels`: native or torch.
+
+    Random prompts are answered in loops, which guesses would run through many times faster than real answers.
+    """
     folder = load_settings().cache / "kernels" if kernels == "native" else None
-    return EngineOptions(dtype=dtype, kernels=folder, **changes)
+    return EngineOptions(dtype=dtype, kernels=folder, draft_rows=0, **changes)
 
 
 def copy_of(source: Path, folder: Path) -> Path:
