@@ -36,6 +36,9 @@ def serve(
     max_sequences: int = typer.Option(32, help="Requests in one batch."),
     max_step_tokens: int = typer.Option(512, help="Tokens in one step; above --max-sequences."),
     max_prefill_tokens: int = typer.Option(256, help="Of these, prompts' while answers are being generated."),
+    draft_rows: int = typer.Option(
+        16, min=0, help="Fill a step of few rows with guessed tokens up to so many; 0 guesses none."
+    ),
     max_waiting: int = typer.Option(256, help="Requests in the queue; one more is refused."),
     kv_memory: str = typer.Option("4GiB", help="Memory for keys and values."),
     parking_memory: str = typer.Option("0", help="Host memory for keys and values of preempted requests."),
@@ -72,6 +75,7 @@ def serve(
             max_sequences=max_sequences,
             max_step_tokens=max_step_tokens,
             max_prefill_tokens=max_prefill_tokens,
+            draft_rows=draft_rows,
             share_prefixes=share_prefixes,
             weights=weights,
             max_waiting=max_waiting,
