@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import platform
 import random
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from okavango.modalities.base import Base
 from okavango.modalities.build import quiet_transformers
 from okavango.modalities.lora import LoraWeights, Target
-from okavango.modalities.precision import relative_error
+from okavango.modalities.precision import PARITY_BOUNDS, relative_error
 from okavango.modalities.prompt import Rendered
 from okavango.modalities.tiny import write_tiny_base
 from okavango.serving.backend import RunnerOptions
@@ -149,6 +150,29 @@ def test_a_row_gets_the_same_bits_in_any_company(tmp_path: Path, kernels: Path, 
         other = [at for at in cut if at < len(sequence.tokens)]
         [alone] = compute(runner, [sequence], [other])
         assert torch.equal(alone, logits)
+
+
+# Instruction sets that the code has ways of its own for, and what a processor calls them. Other tests use only
+# the best of the processor that they run on.
+SETS = {"x86-64": "sse2", "haswell": "avx2", "skylake-avx512": "avx512f", "cooperlake": "avx512_bf16"}
+HERE = set(Path("/proc/cpuinfo").read_text().split()) if platform.system() == "Linux" else set()
+
+
+@pytest.mark.parametrize("instructions", [name for name, flag in SETS.items() if flag in HERE])
+def test_lesser_processors_compute_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, instructions: str
+) -> None:
+    flags = [flag for flag in library._FLAGS if not flag.startswith("-march")]
+    monkeypatch.setattr(library, "_FLAGS", (*flags, f"-march={instructions}"))
+    base = write_base(tmp_path / "base", "mistral", {"sliding_window": 40})
+    expected = compute(make_runner(base, None), make_sequences(LENGTHS), CUTS)
+    for dtype, bound in ((torch.float32, 1e-5), (torch.bfloat16, PARITY_BOUNDS[torch.bfloat16])):
+        runner = make_runner(base, tmp_path / "kernels", dtype)
+        assert runner.backend.name == "native"
+        together = compute(runner, make_sequences(LENGTHS), CUTS)
+        for sequence, found, logits in zip(make_sequences(LENGTHS), together, expected, strict=True):
+            assert relative_error(found, logits) < bound
+            assert torch.equal(compute(runner, [sequence], [[]])[0], found)
 
 
 def test_a_slot_keeps_nothing_of_its_former_tenant(tmp_path: Path, kernels: Path) -> None:
