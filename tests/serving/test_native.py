@@ -152,8 +152,8 @@ def test_a_row_gets_the_same_bits_in_any_company(tmp_path: Path, kernels: Path, 
         assert torch.equal(alone, logits)
 
 
-# Instruction sets that the code has ways of its own for, and what a processor calls them. Other tests use only
-# the best one of the processor that they run on.
+# Instruction sets that the code has ways of its own for, and how a processor names them. Other tests
+# use only the best one of the processor that they run on.
 SETS = {"x86-64": "sse2", "haswell": "avx2", "skylake-avx512": "avx512f", "cooperlake": "avx512_bf16"}
 HERE = set(Path("/proc/cpuinfo").read_text().split()) if platform.system() == "Linux" else set()
 
