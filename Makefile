@@ -35,6 +35,14 @@ check: setup debian-check typing-links ## check format, lint and types, and what
 .PHONY: bench
 bench: setup debian-bench starter ## measure beside transformers and PEFT; writes benchmarks/results/
 	$(BIN)/python benchmarks/run.py $(ARGS)
+	$(BIN)/python benchmarks/media.py $(MEDIA_ARGS)
+	$(BIN)/python benchmarks/data.py $(DATA_ARGS)
+	$(BIN)/python benchmarks/training.py $(TRAINING_ARGS)
+	$(BIN)/python benchmarks/beside_training.py $(BESIDE_ARGS)
+
+.PHONY: bench-gpu
+bench-gpu: setup ## measure on a GPU, beside transformers and PEFT; no other verb needs one
+	$(BIN)/python benchmarks/gpu.py $(ARGS)
 
 .PHONY: format
 format: setup ## format the code and mend what the linter can mend

@@ -115,8 +115,9 @@ class Ours:
 
     name = "okavango"
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, prefix: str = "r") -> None:
         self.engine = engine
+        self._prefix = prefix
         self.vocabulary: int = engine.core.runner.decoder.config.vocab_size
         # What computes steps: native where kernels were wanted, could be had, and fit the decoder.
         self.kernels = type(engine.core.runner.backend).__name__.removesuffix("Backend").lower()
@@ -155,4 +156,4 @@ class Ours:
 
     def _request(self, prompt: Sequence[int], adapter: AdapterRef | None, params: SamplingParams) -> Request:
         self._count += 1
-        return Request(f"r{self._count}", Rendered(tuple(prompt)), adapter, params)
+        return Request(f"{self._prefix}{self._count}", Rendered(tuple(prompt)), adapter, params)

@@ -15,6 +15,7 @@ from timing import Figures, Spread
 PACKAGES = ("okavango", "torch", "transformers", "peft")
 MIB = 1 << 20
 PERCENTILES = ("p50", "p95", "p99")
+_MEMORY = {"resident": "", "of it anonymous": "anonymous_"}
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,12 @@ def _setting(report: Report, rounds: int) -> str:
 
 def _memory(resident: dict[str, int]) -> str:
     when = ["loaded", "peak", "after"]
-    return table(when, [[f"{resident[each] / MIB:.0f} MiB" for each in when]])
+    rows = [[label, *(_mib(resident.get(f"{key}{each}")) for each in when)] for label, key in _MEMORY.items()]
+    return table(["", *when], rows)
+
+
+def _mib(size: int | None) -> str:
+    return "–" if size is None else f"{size / MIB:.0f} MiB"
 
 
 def _arrivals(name: str, figures: Figures) -> list[str]:

@@ -17,14 +17,14 @@ import asyncio
 import json
 import secrets
 import sys
-import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from client import Call, Client, Reply, ReplyError
+from asking import Form, Model, closed, opened, parse_object
+from client import Client, Reply, ReplyError
 from machine import describe
 from mixing import Mixing
 from rich.console import Console
@@ -34,49 +34,6 @@ from workload import Prompts, poisson, spread
 
 CHECK_LENGTH = 16
 EXTRAS_HELP = "send ignore_eos and min_tokens, so that answers are as long as asked for"
-
-
-@dataclass(frozen=True)
-class Model:
-    """Whom to ask.
-
-    Attributes:
-        label: as the caller gave it.
-        body: keys that its requests carry, for servers that choose adapters otherwise.
-    """
-
-    label: str
-    name: str
-    body: dict[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def parse(cls, text: str) -> Model:
-        """NAME, or NAME {JSON}."""
-        name, _, body = text.partition(" ")
-        return cls(text, name, parse_object(body) if body.strip() else {})
-
-
-@dataclass(frozen=True)
-class Form:
-    """What is the same in all requests."""
-
-    endpoint: str
-    tokens: str
-    answer: int
-    stream: bool
-    vocabulary: int
-    body: dict[str, Any]
-
-    def call(self, model: Model, prompts: Prompts, number: int) -> Call:
-        prompt: Any = prompts.text(number)
-        if self.tokens == "ids":
-            prompt = prompts.ids(number, self.vocabulary)
-        chat = self.endpoint == "chat"
-        question = {"messages": [{"role": "user", "content": prompt}]} if chat else {"prompt": prompt}
-        body = {"model": model.name, **question, "max_tokens": self.answer, "temperature": 0, **self.body}
-        body |= {"stream": True} if self.stream else {}
-        path = "chat/completions" if chat else "completions"
-        return Call(model.label, path, json.dumps(body | model.body).encode(), self.answer)
 
 
 def main() -> int:
@@ -120,28 +77,6 @@ async def check(client: Client, form: Form, models: Sequence[Model], seed: str) 
     alone = await closed(client, calls, 1)
     mixed = await closed(client, calls, len(calls))
     return Mixing.of(*({reply.call.model: reply.text for reply in replies} for replies in (alone, mixed)))
-
-
-async def closed(client: Client, calls: Iterable[Call], concurrency: int) -> list[Reply]:
-    """So many requests are under way at any time."""
-    queue = iter(calls)
-
-    async def work() -> list[Reply]:
-        return [await client.ask(call) for call in queue]
-
-    found = await asyncio.gather(*(work() for _ in range(concurrency)))
-    return [reply for replies in found for reply in replies]
-
-
-async def opened(client: Client, calls: Iterable[Call], arrivals: Iterable[float]) -> list[Reply]:
-    """Requests come when they come, however many are under way."""
-    began = time.perf_counter()
-
-    async def ask(call: Call, arrival: float) -> Reply:
-        await asyncio.sleep(max(0.0, began + arrival - time.perf_counter()))
-        return await client.ask(call)
-
-    return await asyncio.gather(*(ask(*each) for each in zip(calls, arrivals, strict=True)))
 
 
 def parse_options() -> argparse.Namespace:
@@ -189,16 +124,6 @@ def at_least(least: int) -> Callable[[str], int]:
         return int(text)
 
     return parse
-
-
-def parse_object(text: str) -> dict[str, Any]:
-    try:
-        found = json.loads(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"not JSON: {text}") from error
-    if not isinstance(found, dict):
-        raise argparse.ArgumentTypeError(f"not a JSON object: {text}")
-    return found
 
 
 def form_of(options: argparse.Namespace) -> Form:

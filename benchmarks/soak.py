@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +26,7 @@ from workload import Prompts
 
 from okavango.modalities.build import quiet_transformers
 from okavango.modalities.prompt import Rendered
+from okavango.platform.config import load_settings
 from okavango.platform.errors import BusyError
 from okavango.serving.engine import Engine, EngineOptions
 from okavango.serving.types import AdapterRef, Event, FinishReason, Request, SamplingParams
@@ -44,12 +45,12 @@ class Tally:
     """Metrics as plain sums, for the summary."""
 
     def __init__(self) -> None:
-        self.counts: Counter[str] = Counter()
+        self.counts: defaultdict[str, float] = defaultdict(float)
         self._lock = threading.Lock()
 
     def count(self, name: str, amount: float = 1.0, **labels: str) -> None:
         with self._lock:
-            self.counts[" ".join([name, *labels.values()])] += int(amount)
+            self.counts[" ".join([name, *labels.values()])] += amount
 
     def gauge(self, name: str, value: float, **labels: str) -> None:
         pass
@@ -199,13 +200,16 @@ def main() -> int:
         engine.start()
         soak = Soak(engine, bundles.refs, asked.seed, asked.crowd, asked.dtype == "float32")
         samples: list[int] = []
+        engine.pin(bundles.refs[: asked.pins])
         soak.run(asked.minutes * 60, samples)
+        kernels = engine.core.runner.backend.name
         faults = [*left_over(engine), *soak.found.errors]
         engine.stop()
     before, after = growth(samples)
+    moments = samples[0], samples[len(samples) // 2], samples[-1]
     if not is_flat(before, after):
         faults.append(f"memory grew from {before / MIB:.0f} to {after / MIB:.0f} MiB")
-    print("\n".join(summary(asked, soak.found, tally, (before, after))))
+    print("\n".join(summary(asked, kernels, soak.found, tally, moments)))
     print("\n".join(faults[:20]) if faults else "nothing is left over, no answer changed, memory is flat")
     return 1 if faults else 0
 
@@ -220,20 +224,22 @@ def engine_options(asked: argparse.Namespace) -> EngineOptions:
         max_step_tokens=96,
         kv_bytes=int(asked.kv_mib * MIB),
         host_cache_bytes=int(asked.host_mib * MIB),
+        kernels=load_settings().cache / "kernels" if asked.kernels == "native" else None,
     )
 
 
 def summary(
-    asked: argparse.Namespace, found: Findings, tally: Tally, memory: tuple[int, int]
+    asked: argparse.Namespace, kernels: str, found: Findings, tally: Tally, memory: tuple[int, int, int]
 ) -> Sequence[str]:
-    before, after = memory
+    start, middle, end = (size / MIB for size in memory)
     ends = ", ".join(f"{count:,} {name}" for name, count in sorted(found.finished.items()))
     return [
-        f"{asked.minutes:g} minutes, base {asked.base}, {asked.adapters} adapters on {asked.slots} slots",
+        f"{asked.minutes:g} minutes, base {asked.base}, {asked.adapters} adapters on {asked.slots} slots, "
+        f"{asked.pins} of them pinned, {kernels} kernels",
         f"requests: {ends}; {found.refused:,} refused",
         f"tokens: {found.tokens:,}; distinct questions: {len(found.answers):,}",
-        *(f"{name}: {count:,}" for name, count in sorted(tally.counts.items())),
-        f"resident memory: {before / MIB:.0f} MiB in the second quarter, {after / MIB:.0f} MiB in the last",
+        *(f"{name}: {count:,.0f}" for name, count in sorted(tally.counts.items())),
+        f"resident memory: {start:.0f} MiB at the start, {middle:.0f} in the middle, {end:.0f} at the end",
     ]
 
 
@@ -243,8 +249,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--adapters", type=int, default=200)
     parser.add_argument("--slots", type=int, default=8)
+    parser.add_argument("--pins", type=int, default=1, help="adapters that always have a slot")
     parser.add_argument("--crowd", type=int, default=48, help="requests here at a time, at most")
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--kernels", choices=["native", "torch"], default="native")
     parser.add_argument("--kv-mib", type=float, default=0.5, help="small, so that blocks run short")
     parser.add_argument("--host-mib", type=float, default=8, help="small, so that adapters are loaded again")
     parser.add_argument("--seed", type=int, default=0)

@@ -13,31 +13,19 @@ from __future__ import annotations
 import argparse
 import base64
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
+from demo_server import about, ask, console, is_trained, run, start_server, stop_server
 from openai import OpenAI
-from rich.console import Console
 from rich.table import Table
 from sacrebleu.metrics import CHRF
 
-from okavango.platform.config import load_settings
-
 ROOT = Path(__file__).resolve().parent.parent
-OKAVANGO = Path(sys.executable).with_name("okavango")
 DATA = ROOT / "demo" / "emoji"
 ADAPTER = "emoji"
-START_SECONDS = 180
 ASKED_AT_ONCE = 8
-
-console = Console()
 
 
 @dataclass(frozen=True)
@@ -75,74 +63,13 @@ def parse_options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def run(*arguments: str) -> None:
-    """Run an okavango command in the foreground, shown first; end with it if it fails."""
-    console.print(f"\n[bold cyan]$ okavango {' '.join(arguments)}[/]")
-    done = subprocess.run([OKAVANGO, *arguments], check=False)
-    if done.returncode:
-        sys.exit(done.returncode)
-
-
 def train(steps: int | None, retrain: bool) -> None:
-    shown = subprocess.run(
-        [OKAVANGO, "adapters", "show", ADAPTER, "--json"], capture_output=True, text=True, check=False
-    )
-    if shown.returncode == 0 and not retrain:
+    if is_trained(ADAPTER) and not retrain:
         console.print(f"\nThe adapter {ADAPTER!r} is trained already (--retrain makes a new version).")
         return
     files = ["--data", str(DATA / "train.jsonl"), "--eval", str(DATA / "validation.jsonl")]
     more = ["--steps", str(steps)] if steps else []
     run("train", "--base", "starter", *files, "--name", ADAPTER, *more)
-
-
-def start_server() -> str:
-    """Start `okavango serve` in a session of its own, so that it outlives this program; its address."""
-    log = state_file().with_suffix(".log")
-    command = [OKAVANGO, "serve", "--base", "starter", "--port", "0"]
-    console.print("\n[bold cyan]$ okavango serve --base starter[/]")
-    with log.open("wb") as output:
-        server = subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True
-        )
-    state_file().write_text(json.dumps({"pid": server.pid}))
-    deadline = time.monotonic() + START_SECONDS
-    while server.poll() is None and time.monotonic() < deadline:
-        address = address_in(log.read_text())
-        if address and is_ready(address):
-            console.print(log.read_text().strip())
-            return address
-        time.sleep(0.5)
-    sys.exit(f"the server did not start; its log:\n{log.read_text()}")
-
-
-def address_in(banner: str) -> str | None:
-    words = banner.split()
-    return next((word.removesuffix("/v1") for word in words if word.endswith("/v1")), None)
-
-
-def is_ready(address: str) -> bool:
-    try:
-        return httpx.get(f"{address}/readyz", timeout=5).status_code == httpx.codes.OK
-    except httpx.TransportError:
-        return False
-
-
-def stop_server() -> None:
-    """Stop the server that an earlier run left, if it is still ours."""
-    if not state_file().is_file():
-        return
-    pid = json.loads(state_file().read_text())["pid"]
-    command = Path(f"/proc/{pid}/cmdline")
-    if command.is_file() and b"okavango" in command.read_bytes():
-        console.print(f"Stopping the server of an earlier run (process {pid}).")
-        os.kill(pid, signal.SIGTERM)
-    state_file().unlink()
-
-
-def state_file() -> Path:
-    path = load_settings().home / "demo-server.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path
 
 
 def held_out() -> list[Question]:
@@ -156,23 +83,8 @@ def held_out() -> list[Question]:
     return sorted(questions, key=lambda q: base64.b64encode(q.picture.read_bytes()[-64:]))
 
 
-def ask(client: OpenAI, model: str, question: Question) -> str:
-    url = "data:image/png;base64," + base64.b64encode(question.picture.read_bytes()).decode()
-    answer = client.chat.completions.create(
-        model=model,
-        messages=[
-            {
-                "role": "user",
-                "content": [
-                    {"type": "image_url", "image_url": {"url": url}},
-                    {"type": "text", "text": question.text},
-                ],
-            }
-        ],
-        temperature=0,
-        max_tokens=32,
-    )
-    return (answer.choices[0].message.content or "").strip()
+def answer_of(client: OpenAI, model: str, question: Question) -> str:
+    return ask(client, model, [about(question.picture, question.text)])
 
 
 def show_answers(client: OpenAI, questions: list[Question]) -> None:
@@ -180,7 +92,7 @@ def show_answers(client: OpenAI, questions: list[Question]) -> None:
     for column in ("picture", "question", "is called", "starter", ADAPTER):
         table.add_column(column, overflow="fold")
     for question in questions:
-        answers = [ask(client, model, question) for model in ("starter", ADAPTER)]
+        answers = [answer_of(client, model, question) for model in ("starter", ADAPTER)]
         table.add_row(question.picture.name, question.text, question.expected, *answers)
     console.print(table)
 
@@ -193,7 +105,9 @@ def show_scores(client: OpenAI, questions: list[Question]) -> None:
         table.add_column(column)
     with ThreadPoolExecutor(ASKED_AT_ONCE) as pool:
         for model in ("starter", ADAPTER):
-            answers = list(pool.map(lambda question, model=model: ask(client, model, question), questions))
+            answers = list(
+                pool.map(lambda question, model=model: answer_of(client, model, question), questions)
+            )
             chrf = CHRF().corpus_score(answers, [expected]).score
             exact = sum(answer == name for answer, name in zip(answers, expected, strict=True))
             table.add_row(model, f"{chrf:.1f}", f"{exact} of {len(questions)}")

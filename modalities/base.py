@@ -2,12 +2,13 @@
 
     <name>/base.toml
     <name>/decoder/                     a Hugging Face directory: weights, tokenizer, chat template
-    <name>/encoders/<modality>/         an open_clip local directory
+    <name>/encoders/<modality>/         its kind's: an open_clip local directory, or one of transformers
     <name>/projectors/<modality>.safetensors
+    <name>/embedding.safetensors        if it was trained: the space of texts and media
 
 Paths in base.toml are relative to it, or absolute where the decoder lies elsewhere. Every component has
 its own digest, and an adapter binds to those that it relies on. Nothing is loaded by reading a base; see
-load_decoder, load_tokenizer, load_head and modalities.image.ImageEncoder.
+load_decoder, load_tokenizer, load_head and modalities.encoders.load_encoder.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import difflib
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,15 +28,17 @@ from okavango.platform.errors import ConfigError, IntegrityError, NotFoundError
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 FORMAT = 1
 BASE_FILE = "base.toml"
-_KEYS = ("format", "name", "decoder", "encoders", "projectors")
+_KEYS = ("format", "name", "recipe", "decoder", "encoders", "projectors", "embedding")
 _DECODER_KEYS = ("path", "digest", "context")
-_ENCODER_KEYS = ("path", "digest", "image_size", "layers", "width", "grid")
-_SPEC_KEYS = ("in_width", "out_width", "grid", "tokens", "hidden")
+_ENCODER_OPTIONS = ("kind", "tiles", "mark", "looks_ahead")
+_ENCODER_KEYS = ("path", "digest", "image_size", "layers", "width", "grid", *_ENCODER_OPTIONS)
+_SPEC_KEYS = tuple(field.name for field in fields(HeadSpec))
 _HEAD_KEYS = ("path", "digest", "trained", *_SPEC_KEYS)
+_EMBEDDING_KEYS = ("path", "digest")
 
 
 @dataclass(frozen=True)
@@ -49,13 +52,19 @@ class DecoderSpec:
 
 @dataclass(frozen=True)
 class EncoderSpec:
-    """An open_clip model in a local directory.
+    """What turns media of one modality into features; modalities/encoders.py knows the kinds.
 
     Attributes:
         width: C, channels of a feature: of all `layers` together.
-        grid: rows and columns of the feature map at `image_size` pixels.
-        digest: over the directory, preprocessing included, the image size and the layers.
+        grid: rows and columns of the feature map at `image_size` pixels; for sounds, 1 and the most positions
+            of one window.
+        digest: over the directory, preprocessing included, and all that is said here.
         layers: blocks whose features are joined, counted from the end: -1 is the last.
+        kind: what the directory holds: "open_clip", "whisper", "transformers", or a plugin's.
+        tiles: most pieces that a large picture is cut into, each seen at `image_size`, beside the whole.
+        image_size: 0 for sounds, and for encoders whose own preprocessing decides.
+        mark: what the decoder's chat template writes for a medium, where it takes messages as parts.
+        looks_ahead: whether the decoder lets a medium's positions see each other, later ones too.
     """
 
     path: Path
@@ -64,11 +73,15 @@ class EncoderSpec:
     width: int
     grid: tuple[int, int]
     layers: tuple[int, ...] = (-1,)
+    kind: str = "open_clip"
+    tiles: int = 1
+    mark: str | None = None
+    looks_ahead: bool = False
 
 
 @dataclass(frozen=True)
 class DefaultHead:
-    """`trained` is False for a head that was only initialised: the bare base cannot see pictures then."""
+    """`trained` is False for a head that was only initialised: the bare base cannot see or hear then."""
 
     path: Path
     digest: str
@@ -77,14 +90,29 @@ class DefaultHead:
 
 
 @dataclass(frozen=True)
+class DefaultEmbedding:
+    """The space that texts and media share, beside default heads that were trained jointly with it."""
+
+    path: Path
+    digest: str
+
+
+@dataclass(frozen=True)
 class Base:
-    """What base.toml says; see the module's docstring."""
+    """What base.toml says; see the module's docstring.
+
+    Attributes:
+        embedding: None where no joint objective trained one: modalities.embedding reads it.
+        recipe: what made it, where that is more than its parts: another recipe of that name makes it anew.
+    """
 
     name: str
     folder: Path
     decoder: DecoderSpec
     encoders: dict[str, EncoderSpec]
     heads: dict[str, DefaultHead]
+    recipe: str | None = None
+    embedding: DefaultEmbedding | None = None
 
     @cached_property
     def components(self) -> dict[str, str]:
@@ -93,7 +121,13 @@ class Base:
             "decoder": self.decoder.digest,
             **{f"encoders.{name}": encoder.digest for name, encoder in self.encoders.items()},
             **{f"projectors.{name}": head.digest for name, head in self.heads.items()},
+            **({"embedding": self.embedding.digest} if self.embedding else {}),
         }
+
+    @property
+    def width(self) -> int | None:
+        """D, what heads give and the decoder takes; None for a base without heads."""
+        return next((head.spec.out_width for head in self.heads.values()), None)
 
     @property
     def digest(self) -> str:
@@ -150,8 +184,12 @@ def verify_base(base: Base) -> None:
     """
     found = {"decoder": tree_digest(base.decoder.path)}
     for name, encoder in base.encoders.items():
-        found[f"encoders.{name}"] = encoder_digest(encoder.path, encoder.image_size, encoder.layers)
+        found[f"encoders.{name}"] = encoder_digest(
+            encoder.path, encoder.image_size, encoder.layers, encoder.kind, encoder.tiles
+        )
     found |= {f"projectors.{name}": head_digest(head.path, head.spec) for name, head in base.heads.items()}
+    if base.embedding is not None:
+        found["embedding"] = embedding_digest(base.embedding.path)
     for component, digest in found.items():
         if digest != base.components[component]:
             raise IntegrityError(
@@ -165,17 +203,32 @@ def tree_digest(folder: Path) -> str:
     return digest_of(folder_sha256(folder))
 
 
-def encoder_digest(folder: Path, image_size: int, layers: tuple[int, ...]) -> str:
-    """Over all that decides what an encoder makes of a picture."""
-    return digest_of({"files": folder_sha256(folder), "image_size": image_size, "layers": list(layers)})
+def encoder_digest(
+    folder: Path, image_size: int, layers: tuple[int, ...], kind: str = "open_clip", tiles: int = 1
+) -> str:
+    """Over all that decides what an encoder makes of a medium."""
+    described = {"files": folder_sha256(folder), "image_size": image_size, "layers": list(layers)}
+    if (kind, tiles) != ("open_clip", 1):  # which adapters bind to as it was before there was more
+        described |= {"kind": kind, "tiles": tiles}
+    return digest_of(described)
 
 
 def head_digest(path: Path, spec: HeadSpec) -> str:
     return digest_of({"weights": file_sha256(path), "spec": spec.to_json()})
 
 
+def embedding_digest(path: Path) -> str:
+    """Over the weights, and the description beside them."""
+    files = {file.name: file_sha256(file) for file in (path, path.with_suffix(".json"))}
+    return digest_of(files)
+
+
 def load_decoder(
-    base: Base, dtype: torch.dtype, device: str = "cpu", attention: str = "sdpa"
+    base: Base,
+    dtype: torch.dtype,
+    device: str = "cpu",
+    attention: str = "sdpa",
+    quantization: BitsAndBytesConfig | None = None,
 ) -> PreTrainedModel:
     """The frozen decoder as transformers' own model class, in eval mode.
 
@@ -185,11 +238,17 @@ def load_decoder(
     import torch
     from transformers import AutoModelForCausalLM
 
+    from okavango.modalities.rope import install_rope
+
+    # bitsandbytes packs weights as they come to their device; others are mapped first and moved then
+    packed = {"quantization_config": quantization, "device_map": {"": device}} if quantization else {}
     with _readable(base.decoder.path):
         model = AutoModelForCausalLM.from_pretrained(
-            base.decoder.path, dtype=dtype, attn_implementation=attention, local_files_only=True
+            base.decoder.path, dtype=dtype, attn_implementation=attention, local_files_only=True, **packed
         )
-    model.to(torch.device(device))  # type: ignore[arg-type]  # the decorated stub has lost self
+    install_rope(model)
+    if quantization is None:
+        model.to(torch.device(device))  # type: ignore[arg-type]  # the decorated stub has lost self
     return model.eval().requires_grad_(False)
 
 
@@ -254,6 +313,8 @@ def _base(folder: Path, raw: dict[str, Any]) -> Base:
         decoder=DecoderSpec(folder / decoder["path"], decoder["digest"], decoder["context"]),
         encoders={name: _encoder(folder, item) for name, item in raw.get("encoders", {}).items()},
         heads={name: _head(folder, item) for name, item in raw.get("projectors", {}).items()},
+        recipe=raw.get("recipe"),
+        embedding=_embedding(folder, raw["embedding"]) if "embedding" in raw else None,
     )
 
 
@@ -263,6 +324,8 @@ def _check_keys(path: Path, raw: dict[str, Any]) -> None:
     tables = {"": (raw, _KEYS), "decoder.": (raw["decoder"], _DECODER_KEYS)}
     for kind, known in (("encoders", _ENCODER_KEYS), ("projectors", _HEAD_KEYS)):
         tables |= {f"{kind}.{name}.": (item, known) for name, item in raw.get(kind, {}).items()}
+    if "embedding" in raw:
+        tables["embedding."] = (raw["embedding"], _EMBEDDING_KEYS)
     for place, (table, names) in tables.items():
         for key in table.keys() - set(names):
             close = difflib.get_close_matches(key, names, n=1)
@@ -279,9 +342,14 @@ def _encoder(folder: Path, raw: dict[str, Any]) -> EncoderSpec:
         raw["width"],
         (rows, columns),
         tuple(raw["layers"]),
+        **{name: raw[name] for name in _ENCODER_OPTIONS if name in raw},
     )
 
 
+def _embedding(folder: Path, raw: dict[str, Any]) -> DefaultEmbedding:
+    return DefaultEmbedding(folder / raw["path"], raw["digest"])
+
+
 def _head(folder: Path, raw: dict[str, Any]) -> DefaultHead:
-    spec = HeadSpec(**{name: raw[name] for name in _SPEC_KEYS})
+    spec = HeadSpec(**{name: raw[name] for name in _SPEC_KEYS if name in raw})
     return DefaultHead(folder / raw["path"], raw["digest"], spec, raw["trained"])

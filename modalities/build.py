@@ -16,6 +16,7 @@ from okavango.modalities.base import (
     FORMAT,
     Base,
     DecoderSpec,
+    DefaultEmbedding,
     DefaultHead,
     EncoderSpec,
     head_digest,
@@ -55,17 +56,10 @@ class DecoderShape:
         return cls(embeddings.shape[1], embeddings.float().std().item(), config.max_position_embeddings)
 
 
-def write_head(
-    path: Path, encoder: EncoderSpec, decoder: DecoderShape, tokens: int, hidden: int
-) -> DefaultHead:
-    """A fresh, untrained projection head, the same for the same shapes.
-
-    Raises:
-        ConfigError: `tokens` does not tile the encoder's grid.
-    """
+def write_head(path: Path, spec: HeadSpec, decoder: DecoderShape) -> DefaultHead:
+    """A fresh, untrained projection head, the same for the same shapes."""
     from safetensors.torch import save_file
 
-    spec = HeadSpec(encoder.width, decoder.width, encoder.grid, tokens, hidden)
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(new_head(spec, decoder.embedding_std).state_dict(), path)
     return DefaultHead(path, head_digest(path, spec), spec, trained=False)
@@ -84,10 +78,12 @@ def write_description(
     context: int,
     encoders: dict[str, EncoderSpec] | None = None,
     heads: dict[str, DefaultHead] | None = None,
+    recipe: str | None = None,
+    embedding: DefaultEmbedding | None = None,
 ) -> Base:
     """Write base.toml for components that lie in `folder`, or elsewhere by absolute path."""
     spec = DecoderSpec(decoder, tree_digest(decoder), context)
-    base = Base(name, folder, spec, encoders or {}, heads or {})
+    base = Base(name, folder, spec, encoders or {}, heads or {}, recipe, embedding)
     document = tomlkit.document()
     document.add(
         tomlkit.comment("Written by okavango. Paths are relative to this file; digests bind adapters.")
@@ -142,6 +138,7 @@ def _to_toml(base: Base) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "name": base.name,
+        **({"recipe": base.recipe} if base.recipe else {}),
         "decoder": {
             "path": _relative(base.decoder.path, base.folder),
             "digest": base.decoder.digest,
@@ -149,6 +146,7 @@ def _to_toml(base: Base) -> dict[str, Any]:
         },
         "encoders": {name: _encoder(encoder, base.folder) for name, encoder in base.encoders.items()},
         "projectors": {name: _head(head, base.folder) for name, head in base.heads.items()},
+        **({"embedding": _embedding(base.embedding, base.folder)} if base.embedding else {}),
     }
 
 
@@ -160,12 +158,20 @@ def _encoder(encoder: EncoderSpec, folder: Path) -> dict[str, Any]:
         "layers": list(encoder.layers),
         "width": encoder.width,
         "grid": list(encoder.grid),
+        "kind": encoder.kind,
+        "tiles": encoder.tiles,
+        **({"mark": encoder.mark} if encoder.mark is not None else {}),
+        **({"looks_ahead": True} if encoder.looks_ahead else {}),
     }
 
 
 def _head(head: DefaultHead, folder: Path) -> dict[str, Any]:
     described = {"path": _relative(head.path, folder), "digest": head.digest, "trained": head.trained}
     return described | head.spec.to_json()
+
+
+def _embedding(embedding: DefaultEmbedding, folder: Path) -> dict[str, Any]:
+    return {"path": _relative(embedding.path, folder), "digest": embedding.digest}
 
 
 def _relative(path: Path, folder: Path) -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import typer
 
+from okavango.modalities.packages import is_current
 from okavango.platform.config import load_settings
-from okavango.platform.errors import NotFoundError
+from okavango.platform.errors import ConfigError, NotFoundError
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -32,7 +33,7 @@ def build(
             f"no recipe is called {name!r}", remedy="okavango base build starter, or base add"
         )
     bases = load_settings().bases
-    if (bases / name / "base.toml").is_file() and not force:
+    if is_current(bases / name) and not force:
         typer.echo(f"{name} is built: {bases / name}")
         return
     from okavango.modalities.starter import build_starter
@@ -44,21 +45,62 @@ def build(
 
 @base.command()
 def add(
+    ctx: typer.Context,
     name: str = typer.Argument(help="What the base will be called."),
-    decoder: str = typer.Option(help="A Hugging Face directory or id, or a .gguf file."),
+    decoder: str = typer.Option(None, help="A Hugging Face directory or id, or a .gguf file."),
+    checkpoint: str = typer.Option(
+        None, help="A pretrained vision-language model, a directory or id, in place of all parts."
+    ),
     image_encoder: str = typer.Option(None, help="An open_clip name, hf-hub:ID, or local-dir:PATH."),
     image_weights: str = typer.Option(None, help="A tag or file of weights, for an open_clip name."),
     image_tokens: int = typer.Option(None, help="Decoder tokens a picture; a square. At most 16 by default."),
-    head_hidden: int = typer.Option(None, help="Hidden width of the projection head; 1024 by default."),
+    image_tiles: int = typer.Option(None, help="Cut a large picture into up to so many tiles for detail."),
+    image_layer: list[int] = typer.Option(
+        [], help="A block of the tower to take features from, -1 the last; repeatable, and joined."
+    ),
+    audio_encoder: str = typer.Option(None, help="A Hugging Face directory or id of a Whisper-style model."),
+    audio_stride: int = typer.Option(
+        None, help="Positions of 20 ms that make a decoder token; 5 by default."
+    ),
+    head_kind: Literal["mlp", "linear", "resampler"] = typer.Option(
+        None, help="Of the projection heads; mlp by default."
+    ),
+    head_pooling: Literal["mean", "stack"] = typer.Option(
+        None, help="How positions become a token: the mean for pictures, stack for sounds by default."
+    ),
+    head_hidden: int = typer.Option(None, help="Hidden width of the projection heads; 1024 by default."),
     copy: bool = typer.Option(False, "--copy", help="Copy the decoder instead of pointing to it."),
     force: bool = typer.Option(False, "--force", help="Replace a base of that name."),
 ) -> None:
-    """Make a base of any decoder and, if wanted, any open_clip encoder."""
+    """Make a base of any decoder and, if wanted, encoders of pictures and sounds; or of a checkpoint."""
     from okavango.modalities.add import Recipe, add_base
 
-    recipe = Recipe(decoder, image_encoder, image_weights, image_tokens, head_hidden, copy)
+    bases = load_settings().bases
+    if checkpoint is not None:
+        from okavango.modalities.checkpoint import add_checkpoint
+
+        _refuse_parts(ctx)
+        with _progress() as report:
+            _say_built(add_checkpoint(bases, name, checkpoint, force=force, report=report))
+        return
+    if decoder is None:
+        raise ConfigError("a base needs a decoder", remedy="give --decoder, or --checkpoint")
+    recipe = Recipe(
+        decoder,
+        image_encoder,
+        image_weights,
+        image_tokens,
+        head_hidden,
+        copy,
+        image_tiles=image_tiles,
+        image_layers=tuple(image_layer) or None,
+        audio_encoder=audio_encoder,
+        audio_stride=audio_stride,
+        head_kind=head_kind,
+        head_pooling=head_pooling,
+    )
     with _progress() as report:
-        added = add_base(load_settings().bases, name, recipe, force=force, report=report)
+        added = add_base(bases, name, recipe, force=force, report=report)
     _say_built(added)
 
 
@@ -100,6 +142,15 @@ def show(
     if verify:
         verify_base(found)
         typer.echo("every component is as its digest says")
+
+
+def _refuse_parts(ctx: typer.Context) -> None:
+    """Raises ConfigError where a part is named beside a checkpoint."""
+    for name, value in ctx.params.items():
+        if value and name not in ("name", "checkpoint", "force"):
+            raise ConfigError(
+                "a checkpoint brings all parts; leave it out", where=f"--{name.replace('_', '-')}"
+            )
 
 
 def _encoders(found: Base) -> str:

@@ -18,21 +18,29 @@ from typing import Any, Literal
 
 from okavango.platform.errors import MediaError, PromptError
 
-Modality = Literal["image"]
+Modality = Literal["image", "audio"]
 ROLES = ("system", "user", "assistant")
 # `detail` asks for a resolution; a picture takes a fixed number of tokens here, so it changes nothing.
-_PART_KEYS = {"text": ("type", "text"), "image_url": ("type", "image_url")}
+_PART_KEYS = {
+    "text": ("type", "text"),
+    "image_url": ("type", "image_url"),
+    "input_audio": ("type", "input_audio"),
+}
 _IMAGE_KEYS = ("url", "detail")
 _DETAILS = ("auto", "low", "high", "original")
+_AUDIO_KEYS = ("data", "format")
+AUDIO_FORMATS = ("wav", "mp3", "flac", "ogg")
+_BASE64 = re.compile(r"[A-Za-z0-9+/=\s]*", re.ASCII)
 _DATA_URL = re.compile(r"data:([\w.+-]+/[\w.+-]+)((?:;[\w.+-]+=[\w.+-]+)*)(;base64)?,", re.ASCII)
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What is accepted. Sizes in bytes, pixels and counts."""
+    """What is accepted. Sizes in bytes, pixels, seconds and counts."""
 
     media_bytes: int = 20 * 1024 * 1024
     image_pixels: int = 40_000_000
+    audio_seconds: float = 600.0
     media_per_request: int = 8
     text_chars: int = 1_000_000
 
@@ -59,10 +67,14 @@ Part = Text | Media
 
 @dataclass(frozen=True)
 class Message:
-    """One turn of a conversation: its parts in the order in which they were sent."""
+    """One turn of a conversation: its parts in the order in which they were sent.
+
+    `is_learned`: whether training learns to say it, if it is the assistant's.
+    """
 
     role: str
     parts: tuple[Part, ...]
+    is_learned: bool = True
 
     @property
     def text(self) -> str:
@@ -98,7 +110,7 @@ def read_messages(
     """OpenAI's `messages` → messages, and every fault found on the way."""
     limits = limits or Limits()
     if not isinstance(raw, Sequence) or isinstance(raw, str | bytes):
-        return (), [Fault("messages", f"must be a list, not {_kind(raw)}")]
+        return (), [Fault("messages", f"must be a list, not {kind_of(raw)}")]
     if not raw:
         return (), [Fault("messages", "is empty")]
     faults: list[Fault] = []
@@ -158,9 +170,21 @@ def data_url_bytes(url: str, modality: Modality) -> bytes:
         raise MediaError(f"the data URL is not valid base64: {error}") from error
 
 
+def is_name(url: str) -> bool:
+    """Whether a medium is named rather than sent: neither a data URL nor bare base64, which has no full stop
+    and no colon."""
+    return not url.startswith("data:") and not _BASE64.fullmatch(url)
+
+
+def kind_of(value: Any) -> str:
+    """What a value is, in JSON's words."""
+    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
+    return names.get(type(value), "a number" if isinstance(value, int | float) else type(value).__name__)
+
+
 def _message(raw: Any, where: str, load_media: LoadMedia, faults: list[Fault]) -> Message | None:
     if not isinstance(raw, Mapping):
-        faults.append(Fault(where, f"must be an object, not {_kind(raw)}"))
+        faults.append(Fault(where, f"must be an object, not {kind_of(raw)}"))
         return None
     role = raw.get("role")
     if "role" not in raw:
@@ -183,7 +207,7 @@ def _parts(raw: Any, where: str, load_media: LoadMedia, faults: list[Fault]) -> 
         yield _text(raw, where, faults)
         return
     if not isinstance(raw, Sequence) or isinstance(raw, bytes):
-        faults.append(Fault(where, f"must be a string or a list of parts, not {_kind(raw)}"))
+        faults.append(Fault(where, f"must be a string or a list of parts, not {kind_of(raw)}"))
         return
     if not raw:
         faults.append(Fault(where, "is empty"))
@@ -195,7 +219,7 @@ def _parts(raw: Any, where: str, load_media: LoadMedia, faults: list[Fault]) -> 
 
 def _part(raw: Any, where: str, load_media: LoadMedia, faults: list[Fault]) -> Part | None:
     if not isinstance(raw, Mapping):
-        faults.append(Fault(where, f"must be an object, not {_kind(raw)}"))
+        faults.append(Fault(where, f"must be an object, not {kind_of(raw)}"))
         return None
     kind = raw.get("type")
     if isinstance(kind, str) and kind in _PART_KEYS:
@@ -207,11 +231,14 @@ def _part(raw: Any, where: str, load_media: LoadMedia, faults: list[Fault]) -> P
             faults.append(Fault(f"{where}.text", "is missing or not a string"))
         case "image_url":
             return _image(raw.get("image_url"), f"{where}.image_url", load_media, faults)
+        case "input_audio":
+            return _audio(raw.get("input_audio"), f"{where}.input_audio", load_media, faults)
         case None:
             faults.append(Fault(f"{where}.type", "is missing"))
         case other:
             shown = reprlib.repr(other)
-            faults.append(Fault(f"{where}.type", f"is {shown}; one of text, image_url is expected"))
+            known = ", ".join(_PART_KEYS)
+            faults.append(Fault(f"{where}.type", f"is {shown}; one of {known} is expected"))
     return None
 
 
@@ -232,10 +259,33 @@ def _image(raw: Any, where: str, load_media: LoadMedia, faults: list[Fault]) -> 
     if raw.get("detail") not in (None, *_DETAILS):
         shown = reprlib.repr(raw["detail"])
         faults.append(Fault(f"{where}.detail", f"is {shown}; one of {', '.join(_DETAILS)} is expected"))
+    return _media(url, "image", f"{where}.url", load_media, faults)
+
+
+def _audio(raw: Any, where: str, load_media: LoadMedia, faults: list[Fault]) -> Media | None:
+    """OpenAI's `input_audio`: base64 as it is, or whatever a picture's URL may be."""
+    data = raw.get("data") if isinstance(raw, Mapping) else None
+    if not isinstance(data, str):
+        faults.append(Fault(f"{where}.data", "is missing or not a string"))
+        return None
+    faults += unknown_keys(raw, _AUDIO_KEYS, where)
+    form = raw.get("format")
+    if form is not None and form not in AUDIO_FORMATS:
+        known = ", ".join(AUDIO_FORMATS)
+        faults.append(Fault(f"{where}.format", f"is {reprlib.repr(form)}; one of {known} is expected"))
+        return None
+    is_bare = not is_name(data) and not data.startswith("data:")
+    url = f"data:audio/{form or 'wav'};base64,{data}" if is_bare else data
+    return _media(url, "audio", f"{where}.data", load_media, faults)
+
+
+def _media(
+    url: str, modality: Modality, where: str, load_media: LoadMedia, faults: list[Fault]
+) -> Media | None:
     try:
-        return Media("image", load_media(url, "image"))
+        return Media(modality, load_media(url, modality))
     except MediaError as error:
-        faults.append(Fault(f"{where}.url", str(error), is_media=True))
+        faults.append(Fault(where, str(error), is_media=True))
         return None
 
 
@@ -246,8 +296,3 @@ def _over_limits(messages: tuple[Message, ...], limits: Limits) -> Iterator[Faul
     chars = sum(len(message.text) for message in messages)
     if chars > limits.text_chars:
         yield Fault("messages", f"{chars:,} characters, over the limit of {limits.text_chars:,}")
-
-
-def _kind(value: Any) -> str:
-    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
-    return names.get(type(value), "a number" if isinstance(value, int | float) else type(value).__name__)

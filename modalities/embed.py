@@ -13,9 +13,10 @@ from okavango.modalities.prompt import Span
 
 
 def place(embeddings: Tensor, row: int, spans: Sequence[Span], media: Sequence[Tensor]) -> None:
-    """Overwrite embeddings[row] ([B, N, D], in place) at each span with its medium's [M, D]."""
+    """Overwrite embeddings[row] ([B, N, D], in place) at each span with its part of its medium's [M, D]."""
     for span, vectors in zip(spans, media, strict=True):
-        embeddings[row, span.start : span.end] = vectors.to(embeddings.dtype)
+        chosen = vectors[span.offset : span.offset + span.length]
+        embeddings[row, span.start : span.end] = chosen.to(embeddings.dtype)
 
 
 def embedding_std(decoder: nn.Module) -> float:

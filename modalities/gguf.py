@@ -34,7 +34,7 @@ def convert_gguf(file: Path, folder: Path) -> DecoderShape:
         tokenizer.model_max_length = model.config.max_position_embeddings
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-    _drop_volatile(folder)
+    drop_volatile(folder)
     return DecoderShape.of(model)
 
 
@@ -75,7 +75,7 @@ def _forget_the_file(model: PreTrainedModel) -> None:
             delattr(model, name)
 
 
-def _drop_volatile(folder: Path) -> None:
+def drop_volatile(folder: Path) -> None:
     """Library versions and load options would give one decoder another digest on another machine."""
     for file in folder.glob("*config.json"):
         kept = {key: value for key, value in json.loads(file.read_text()).items() if key not in _VOLATILE}

@@ -5,13 +5,15 @@ anything is decompressed. Encoding is open_clip's, from a local directory. Libra
 they are used: the engine serves text without Pillow and open_clip, and decoding needs no torch.
 """
 
-# Shapes: B pictures, H rows and W columns of the feature map, N = H·W, C encoder width
+# Shapes: B pictures or tiles of them, H rows and W columns of the feature map, N positions, C encoder width
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from io import BytesIO
+from math import log
 from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
@@ -28,9 +30,11 @@ if TYPE_CHECKING:
 
     from okavango.modalities.base import EncoderSpec
 
+CONFIG_FILE = "open_clip_config.json"
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 # An encoder that resizes the shorter side would blow a long sliver up to gigapixels.
 MAX_ASPECT = 100
+_ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)  # EXIF's tag, and its values that lay a picture on its side
 # What model libraries raise on files that are missing, torn, or of something else.
 UNUSABLE = (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError)
 
@@ -61,13 +65,13 @@ def decode_image(data: bytes, limits: Limits | None = None) -> Image.Image:
 
 
 class ImageEncoder:
-    """A frozen open_clip vision tower with its own preprocessing. See `load`."""
+    """A frozen open_clip vision tower with its own preprocessing: see modalities.encoders.Encoder."""
 
     def __init__(
         self, spec: EncoderSpec, visual: nn.Module, preprocess: Callable[[Image.Image], Tensor]
     ) -> None:
         self.spec = spec
-        self._visual = visual
+        self.module = visual
         self._preprocess = preprocess
 
     @classmethod
@@ -80,22 +84,97 @@ class ImageEncoder:
         visual, preprocess = load_tower(spec.path, spec.image_size)
         return cls(spec, visual.to(device=device, dtype=dtype), preprocess)
 
-    def encode(self, images: Sequence[Image.Image]) -> Tensor:
-        """RGB pictures → features [B, N, C], float32 on the CPU, row by row of the feature map."""
+    @staticmethod
+    def skeleton(spec: EncoderSpec) -> tuple[nn.Module, Callable[[], object]]:
+        """See modalities.encoders.Encoder."""
+        import open_clip
         import torch
 
-        at = next(self._visual.parameters())
-        # Not inference_mode: its tensors could not be saved for the backward pass of a projection head.
-        with torch.no_grad():
-            pixels = torch.stack([self._preprocess(image) for image in images]).to(at.device, at.dtype)
-            maps = feature_maps(self._visual, pixels, self.spec.layers)
+        with usable(spec.path), torch.device("meta"):
+            config = json.loads((spec.path / CONFIG_FILE).read_text())["model_cfg"]
+            visual = open_clip.CLIP(**config).visual.eval()
+            size = visual.image_size
+            pixels = torch.zeros(1, 3, *(size if isinstance(size, tuple) else (size, size)))
+        return visual, lambda: feature_maps(visual, pixels, spec.layers)
+
+    @staticmethod
+    def layout(spec: EncoderSpec, data: bytes, limits: Limits) -> tuple[int]:
+        """The positions of a picture and its tiles. Raises MediaError where its header cannot be read."""
+        positions = spec.grid[0] * spec.grid[1]
+        if spec.tiles == 1:
+            return (positions,)
+        rows, columns = tiling(upright_size(data, limits), spec.image_size, spec.tiles)
+        return (positions * (1 if rows * columns == 1 else 1 + rows * columns),)
+
+    def prepare(self, decoded: Image.Image) -> Tensor:
+        """An RGB picture and its tiles as the tower takes them: [B, 3, side, side], float32."""
+        import torch
+
+        return torch.stack([self._preprocess(piece) for piece in self._pieces(decoded)])
+
+    def features(self, prepared: Sequence[Tensor]) -> list[Tensor]:
+        """Features [N, C] of each: row by row of the map of the whole picture, then of its tiles.
+
+        Raises:
+            ConfigError: they are not as the base says.
+        """
+        import torch
+
+        at = next(self.module.parameters())
+        pixels = torch.cat(list(prepared)).to(at.device, at.dtype)
+        maps = feature_maps(self.module, pixels, self.spec.layers)
         found = (*maps.shape[2:], maps.shape[1])
         if found != (*self.spec.grid, self.spec.width):
             raise ConfigError(
                 f"features are {found[0]} × {found[1]} × {found[2]}, not grid and width of base.toml",
                 where=str(self.spec.path),
             )
-        return maps.flatten(2).transpose(1, 2).float().cpu().contiguous()
+        rows = maps.flatten(2).transpose(1, 2)
+        return [part.flatten(0, 1) for part in rows.split([len(pieces) for pieces in prepared])]
+
+    def _pieces(self, image: Image.Image) -> list[Image.Image]:
+        return cut(image, *tiling(image.size, self.spec.image_size, self.spec.tiles))
+
+
+def tiling(size: tuple[int, int], side: int, most: int) -> tuple[int, int]:
+    """Rows and columns that a picture of that width and height is cut into, `most` tiles at most: as nearly
+    square as can be (as InternVL, Chen et al. 2024), and a small picture whole."""
+    width, height = size
+    choices = [
+        (rows, columns)
+        for rows in range(1, min(most, -(-height // side)) + 1)
+        for columns in range(1, min(most // rows, -(-width // side)) + 1)
+    ]
+    return min(
+        choices,
+        key=lambda cut: (round(abs(log(width * cut[0] / (height * cut[1]))), 6), -cut[0] * cut[1]),
+        default=(1, 1),
+    )
+
+
+def cut(image: Image.Image, rows: int, columns: int) -> list[Image.Image]:
+    """The whole picture, then its tiles row by row; only the whole where it is one tile."""
+    if rows * columns == 1:
+        return [image]
+    across = [round(image.width * i / columns) for i in range(columns + 1)]
+    down = [round(image.height * i / rows) for i in range(rows + 1)]
+    tiles = [
+        image.crop((across[column], down[row], across[column + 1], down[row + 1]))
+        for row in range(rows)
+        for column in range(columns)
+    ]
+    return [image, *tiles]
+
+
+def upright_size(data: bytes, limits: Limits) -> tuple[int, int]:
+    """Width and height of what decode_image gives, by the header alone. Raises MediaError."""
+    picture = _open(data)
+    _check_size(picture.size, limits)
+    orientation = 1
+    with suppress(Exception):  # as in _upright
+        orientation = picture.getexif().get(_ORIENTATION, 1)
+    width, height = picture.size
+    return (height, width) if orientation in _TURNED else (width, height)
 
 
 def load_tower(folder: Path, image_size: int) -> tuple[nn.Module, Callable[[Image.Image], Tensor]]:
@@ -107,16 +186,22 @@ def load_tower(folder: Path, image_size: int) -> tuple[nn.Module, Callable[[Imag
     import open_clip
     import torch
 
+    # open_clip draws random weights before it loads; a job's random state must not depend on that.
+    with usable(folder), torch.random.fork_rng(devices=[]):
+        # A forced size makes timm towers and plain ViTs alike resample their position embedding.
+        model, preprocess = open_clip.create_model_from_pretrained(
+            f"local-dir:{folder}", force_image_size=image_size
+        )
+    return model.visual.eval().requires_grad_(False), preprocess
+
+
+@contextmanager
+def usable(folder: Path) -> Iterator[None]:
+    """Raises ConfigError for what goes wrong when an open_clip directory is loaded."""
     try:
-        # open_clip draws random weights before it loads; a job's random state must not depend on that.
-        with torch.random.fork_rng(devices=[]):
-            # A forced size makes timm towers and plain ViTs alike resample their position embedding.
-            model, preprocess = open_clip.create_model_from_pretrained(
-                f"local-dir:{folder}", force_image_size=image_size
-            )
+        yield
     except UNUSABLE as error:
         raise ConfigError(f"not a usable open_clip model: {error}", where=str(folder)) from error
-    return model.visual.eval().requires_grad_(False), preprocess
 
 
 def feature_maps(visual: nn.Module, pixels: Tensor, layers: tuple[int, ...]) -> Tensor:

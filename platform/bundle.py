@@ -2,8 +2,10 @@
 
     manifest.json                     format version, component digests, modalities, lineage, metrics, files
     decoder/                          PEFT's own files: adapter_config.json, adapter_model.safetensors
+    encoders/<modality>/              the same of an encoder, if it is adapted
     projectors/<modality>.safetensors full weights, if the head is adapted
     projectors/<modality>.json        the head's spec, beside its weights
+    embedding.safetensors, .json      the shared space of texts and media, if it was trained
     prompt.json                       system prompt and generation defaults, if set
     probes.safetensors                probe inputs and the logits that training saw
 
@@ -26,6 +28,7 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 PROBES = "probes.safetensors"
 PROMPT = "prompt.json"
+EMBEDDING = "embedding.safetensors"
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,17 @@ class Manifest:
     @property
     def has_probes(self) -> bool:
         return PROBES in self.files
+
+    @property
+    def encoder_modalities(self) -> tuple[str, ...]:
+        """Modalities whose encoder the bundle adapts."""
+        names = (name.split("/") for name in self.files if name.startswith("encoders/"))
+        return tuple(sorted({name[1] for name in names}))
+
+    def delta_digest(self, modality: str) -> str:
+        """sha256 over what the bundle changes in an encoder."""
+        prefix = f"encoders/{modality}/"
+        return digest_of({name: sha for name, sha in self.files.items() if name.startswith(prefix)})
 
     @property
     def head_modalities(self) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ Exit codes: 0 done, 1 a reported error, 2 wrong usage, 130 interrupted.
 
 from __future__ import annotations
 
+import logging
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import EntryPoint, entry_points, version
@@ -98,6 +99,8 @@ def report(error: OkavangoError, *, verbose: bool) -> None:
 
 def main() -> None:
     """Run the command line, and exit with its code."""
+    # PEFT imports it where it is installed, and it warns of a kernel that only packed weights would use
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     app(prog_name="okavango")
 
 

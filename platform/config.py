@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -25,6 +26,7 @@ class Settings:
         cache: what can be rebuilt: downloads, bases, encoder features.
         database_url: SQLAlchemy URL; "" means SQLite in `home`.
         artifacts_url: fsspec URL of the artifact store; "" means a folder in `home`.
+        mlflow_url: of an MLflow tracking server that training jobs are logged to; "" means none.
         api_keys: comma-separated bearer keys; with none, the server binds to loopback only.
     """
 
@@ -32,6 +34,7 @@ class Settings:
     cache: Path = Path("~/.cache/okavango")
     database_url: str = ""
     artifacts_url: str = ""
+    mlflow_url: str = ""
     api_keys: str = ""
 
     def __post_init__(self) -> None:
@@ -59,6 +62,11 @@ class Settings:
         return self.cache / "features"
 
     @property
+    def data(self) -> Path:
+        """Archives unpacked, and tables as Arrow."""
+        return self.cache / "data"
+
+    @property
     def jobs(self) -> Path:
         return self.home / "jobs"
 
@@ -84,6 +92,27 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
             raise ConfigError("unknown setting", where=variable, remedy=_nearest(name, known))
         values[name] = value
     return Settings(**values)  # type: ignore[arg-type]
+
+
+def environment_of(settings: Settings) -> dict[str, str]:
+    """This process's environment for one that it starts, with these settings and no API keys."""
+    other = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
+    own = {field.name: str(getattr(settings, field.name)) for field in fields(Settings)}
+    return other | {f"{PREFIX}{name.upper()}": value for name, value in own.items() if name != "api_keys"}
+
+
+@contextmanager
+def overlaid(values: Mapping[str, str]) -> Iterator[None]:
+    """Within, this process's environment holds these, too: for libraries that ask nothing else."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 
 def _nearest(name: str, known: set[str]) -> str:

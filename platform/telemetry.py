@@ -44,7 +44,7 @@ METRICS: dict[str, Metric] = {
         "counter", "Tokens computed, by phase: prefill (prompts) and decode (answers).", ("phase",)
     ),
     "okavango_phase_seconds_total": Metric(
-        "counter", "Time of steps by phase: schedule, load, run, sample, deliver.", ("phase",)
+        "counter", "Time by phase: draft, before a step; schedule, load, run, sample, deliver.", ("phase",)
     ),
     "okavango_waiting_requests": Metric("gauge", "Requests in the queue."),
     "okavango_running_requests": Metric("gauge", "Requests in the batch."),
@@ -58,7 +58,9 @@ METRICS: dict[str, Metric] = {
     "okavango_parked_requests_total": Metric("counter", "Preempted requests kept on the host."),
     "okavango_restored_tokens_total": Metric("counter", "Tokens that came back from the host."),
     "okavango_draft_tokens_total": Metric(
-        "counter", "Guessed tokens that were right (accepted) or not (rejected).", ("result",)
+        "counter",
+        "Guessed tokens by source (lookup, draft) that were right (accepted) or not (rejected).",
+        ("source", "result"),
     ),
     "okavango_prefix_tokens_total": Metric(
         "counter", "Prompt tokens found in the cache (hit) or computed (miss).", ("result",)
@@ -69,6 +71,10 @@ METRICS: dict[str, Metric] = {
         ("reason",),
     ),
     "okavango_encoder_loaded": Metric("gauge", "1 while the encoder is in memory.", ("modality",)),
+    "okavango_encoder_loads_total": Metric("counter", "Times that an encoder was loaded.", ("modality",)),
+    "okavango_encoder_unloads_total": Metric(
+        "counter", "Times that an encoder was unloaded: idle, memory, closed.", ("modality", "reason")
+    ),
     "okavango_encoder_runs_total": Metric("counter", "Media that an encoder encoded.", ("modality",)),
     "okavango_feature_cache_hits_total": Metric(
         "counter", "Media whose features were cached.", ("modality",)

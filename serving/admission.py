@@ -12,10 +12,14 @@ from okavango.serving.sequence import Sequence
 
 
 class Demand:
-    """What running sequences want of blocks that nobody holds, each content counted once."""
+    """What running sequences want of blocks that nobody holds, each content counted once.
 
-    def __init__(self, pool: BlockPool, running: Iterable[Sequence]) -> None:
+    `most`: blocks that a sequence ever holds at a time, where it gives up those before its window.
+    """
+
+    def __init__(self, pool: BlockPool, running: Iterable[Sequence], most: int | None = None) -> None:
         self._pool = pool
+        self._most = most
         self._keys: set[bytes] = set()
         self._own = 0
         self._growth = 0
@@ -24,10 +28,10 @@ class Demand:
             self.add(sequence)
 
     def add(self, sequence: Sequence) -> None:
-        keys, own = missing(sequence, self._pool)
+        keys, own = self._wants(sequence)
         self._keys |= keys
         self._own += own
-        self._growth += growth(sequence, self._pool)
+        self._growth += self._may_want(sequence)
         self._count += 1
 
     def fits(self, sequence: Sequence, caution: float) -> bool:
@@ -36,8 +40,8 @@ class Demand:
         To preempt is dearer than to wait. So one block is left for each that runs, which it will want soon,
         and of all that they may grow by the fraction `caution`.
         """
-        keys, own = missing(sequence, self._pool)
-        spare = self._count + caution * (self._growth + growth(sequence, self._pool))
+        keys, own = self._wants(sequence)
+        spare = self._count + caution * (self._growth + self._may_want(sequence))
         return len(self._keys | keys) + self._own + own + spare <= self._pool.num_available
 
     def new_tokens(self, sequence: Sequence) -> int:
@@ -45,6 +49,18 @@ class Demand:
         keys, own = missing(sequence, self._pool)
         new = own + sum(not self._pool.is_known(key) for key in keys - self._keys)
         return min(len(sequence.tokens), new * self._pool.block_size)
+
+    def _wants(self, sequence: Sequence) -> tuple[set[bytes], int]:
+        """Contents that nobody holds and blocks of its own that its tokens so far take."""
+        keys, own = missing(sequence, self._pool)
+        room = len(keys) + own if self._most is None else max(0, self._most - len(sequence.held))
+        return (keys, own) if len(keys) + own <= room else (set(), room)
+
+    def _may_want(self, sequence: Sequence) -> int:
+        more = growth(sequence, self._pool)
+        if self._most is None:
+            return more
+        return max(0, min(more, self._most - self._pool.blocks_for(len(sequence.tokens))))
 
 
 class Drains:

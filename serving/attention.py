@@ -27,20 +27,23 @@ from okavango.platform.errors import UnsupportedError
 
 NAME = "okavango_paged"
 MEASURE = "okavango_measure"
-_UNSERVED = ("s_aux", "sinks", "softcap", "position_bias", "head_mask", "indices", "block_indices")
+UNSERVED = ("s_aux", "sinks", "softcap", "position_bias", "head_mask", "indices", "block_indices")
 
 
 @dataclass(frozen=True)
 class Prefill:
     """Rows [start, end) are one sequence's positions from `seen` on; `blocks`: [its blocks].
 
-    Masks are made once a step, by window, for all layers.
+    Positions are counted from the first block that the sequence still holds: no row sees what stood before.
+    Those in a range of `mutual` see each other, later ones too. Masks are made once a step, by window, for
+    all layers.
     """
 
     start: int
     end: int
     seen: int
     blocks: Tensor
+    mutual: Sequence[tuple[int, int]] = ()
     masks: dict[int | None, Tensor] = field(default_factory=dict)
 
     @property
@@ -49,11 +52,11 @@ class Prefill:
 
     def mask(self, window: int | None) -> Tensor | None:
         """[rows, total], what each row sees; None where that is all that stands before it."""
-        if self.seen == 0 and (window is None or window >= self.total):
+        if self.seen == 0 and not self.mutual and (window is None or window >= self.total):
             return None
         if window not in self.masks:
             positions = torch.arange(self.seen, self.total, device=self.blocks.device)
-            self.masks[window] = _visible(positions, self.total, window)
+            self.masks[window] = _visible(positions, self.total, window, self.mutual)
         return self.masks[window]
 
 
@@ -64,7 +67,7 @@ class Decode:
     Attributes:
         rows: [B] row numbers.
         blocks: [B * blocks of the longest], each row's padded with blocks of its own.
-        lengths: [B] positions seen, the row's own included.
+        lengths: [B] positions in these blocks, the row's own included.
     """
 
     rows: Tensor
@@ -109,6 +112,15 @@ class LayerShape:
     scale: float | None = None
 
 
+@dataclass(frozen=True)
+class KeyValues:
+    """One layer's keys and values as blocks: [K, N, P, D] each, wherever they lie."""
+
+    keys: Tensor
+    values: Tensor
+    window: int | None
+
+
 class LayerCache:
     """One layer's keys and values, in separate storages: [K, N, P, D] each.
 
@@ -125,6 +137,7 @@ class LayerCache:
         device: torch.device,
     ) -> None:
         self.layout = layout
+        self.window = shape.window
         self.keys = lazy_zeros((shape.heads, blocks, block_size, shape.key_width), dtype, device)
         self.values = lazy_zeros((shape.heads, blocks, block_size, shape.value_width), dtype, device)
 
@@ -142,6 +155,12 @@ class LayerCache:
         return keys.flatten(1, 2), values.flatten(1, 2)
 
 
+def common_window(caches: Sequence[LayerCache | KeyValues]) -> int | None:
+    """The widest window of all layers; None if any of them has none."""
+    widths = [cache.window for cache in caches if cache.window is not None]
+    return max(widths) if len(widths) == len(caches) else None
+
+
 def paged_attention(
     module: nn.Module,
     query: Tensor,  # [1, H, T, D]
@@ -153,7 +172,7 @@ def paged_attention(
     **options: Any,
 ) -> tuple[Tensor, None]:
     """transformers' attention function over the paged cache → [1, T, H, D]."""
-    for option in _UNSERVED:
+    for option in UNSERVED:
         if options.get(option) is not None:
             raise UnsupportedError(f"attention with {option} is not served")
     cache: LayerCache = module.okavango_cache  # type: ignore[assignment]
@@ -218,10 +237,15 @@ def _decode(q: Tensor, cache: LayerCache, group: Decode, scale: float, window: i
     return seen.unflatten(0, (-1, count)).transpose(0, 1).flatten(1, 2)
 
 
-def _visible(positions: Tensor, total: int, window: int | None) -> Tensor:
+def _visible(
+    positions: Tensor, total: int, window: int | None, mutual: Sequence[tuple[int, int]] = ()
+) -> Tensor:
     """[queries, total]: which positions each query's position sees."""
     keys = torch.arange(total, device=positions.device)
     seen = keys[None, :] <= positions[:, None]
+    for start, end in mutual:
+        asks, is_there = (positions >= start) & (positions < end), (keys >= start) & (keys < end)
+        seen |= asks[:, None] & is_there[None, :]
     if window is not None:
         seen &= keys[None, :] > positions[:, None] - window
     return seen

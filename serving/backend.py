@@ -1,4 +1,4 @@
-"""What computes a step: the options and the interface that torch's and the native backend share."""
+"""What computes a step: the options and the interface that all backends share."""
 
 # Shapes: T rows of the step, D decoder width, V vocabulary
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from okavango.modalities.lora import LoraWeights
 from okavango.platform.errors import ConfigError
-from okavango.serving.attention import LayerCache, LayerShape
+from okavango.serving.attention import KeyValues, LayerCache, LayerShape
 from okavango.serving.scheduler import Step
 
 _FEWEST_BLOCKS, _FEWEST_TOKENS = 2, 64
@@ -26,7 +26,10 @@ class RunnerOptions:
 
     Attributes:
         kv_bytes: memory for keys and values; the number of blocks follows from it.
-        kernels: folder for compiled native kernels; None means torch's operators alone.
+        kernels: folder for compiled native kernels, on a CPU; None means torch's operators alone, on a GPU,
+            too.
+        quantization: int8, or None for weights in `dtype`.
+        max_sequences, max_step_tokens: the most of a step, which graphs are made for.
     """
 
     dtype: torch.dtype
@@ -36,6 +39,9 @@ class RunnerOptions:
     slots: int
     max_rank: int
     kernels: Path | None = None
+    quantization: str | None = None
+    max_sequences: int = 32
+    max_step_tokens: int = 512
 
 
 class Backend(Protocol):
@@ -44,13 +50,17 @@ class Backend(Protocol):
     Attributes:
         name: for logs and metrics.
         is_invariant: a row's logits are the same to the bit whatever is computed beside it.
+        can_follow: whether steps can be begun before the tokens of the one before are known on the host.
         caches: every layer's keys and values, block by block.
     """
 
     name: str
     is_invariant: bool
+    can_follow: bool
     num_blocks: int
-    caches: list[LayerCache]
+
+    @property
+    def caches(self) -> Sequence[LayerCache | KeyValues]: ...
 
     def pack(self, weights: LoraWeights) -> Any:
         """An adapter as `load` copies it; may take long, and is called by any thread."""
@@ -61,7 +71,20 @@ class Backend(Protocol):
         ...
 
     def compute(self, embeddings: Tensor, step: Step, rows: Sequence[int]) -> Tensor:
-        """Embeddings [T, D] of a step → logits [len(rows), V] after these of its rows."""
+        """Embeddings [T, D] of a step → logits [len(rows), V] after these of its rows, which hold until the
+        next step."""
+        ...
+
+    def replay(self, step: Step, rows: Sequence[int]) -> Tensor | None:
+        """What `compute` gives, where the backend needs no embeddings for it; else None."""
+        ...
+
+    def follow(self, step: Step, tokens: Tensor) -> Tensor:
+        """A step of single tokens [T], which lie on the device alone → logits [T, V]. Where `can_follow`."""
+        ...
+
+    def close(self) -> None:
+        """End what goes on beside steps."""
         ...
 
 

@@ -9,7 +9,6 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Sequence_
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,8 +16,11 @@ from torch import Tensor
 from okavango.platform.errors import OkavangoError
 from okavango.platform.telemetry import Metrics
 from okavango.serving.adapters.slots import SlotTable
+from okavango.serving.attention import common_window
 from okavango.serving.cache.blocks import BlockPool
 from okavango.serving.cache.parking import Parked
+from okavango.serving.drafting import Drafting
+from okavango.serving.flight import Flight, Greatest, Row, takes_greatest
 from okavango.serving.profiling import phase
 from okavango.serving.runner import Runner
 from okavango.serving.sampler import report, sample
@@ -32,14 +34,6 @@ Deliver = Callable[[Sequence, Event], None]
 Picked = tuple[Chunk, int | None, Chosen | None]
 
 
-@dataclass(frozen=True)
-class Row:
-    """A chunk, and which of the step's logits follow the last of its tokens that are sure."""
-
-    chunk: Chunk
-    index: int
-
-
 class EngineCore:
     """Steps sequences through a runner until each is finished.
 
@@ -47,6 +41,7 @@ class EngineCore:
         eos: token ids that end an answer.
         deliver: called with every event, on the thread that calls `step`.
         parking_bytes: host memory for keys and values of preempted sequences.
+        drafting: a draft model that proposes tokens between steps.
     """
 
     def __init__(
@@ -57,14 +52,19 @@ class EngineCore:
         deliver: Deliver,
         metrics: Metrics,
         parking_bytes: int = 0,
+        drafting: Drafting | None = None,
     ) -> None:
         self.runner = runner
         pool = BlockPool(runner.num_blocks, runner.options.block_size)
         slots, parking = SlotTable(runner.options.slots), parking_bytes // runner.block_bytes
-        self.scheduler = Scheduler(pool, slots, limits, parking)
+        window = common_window(runner.backend.caches)
+        self.scheduler = Scheduler(pool, slots, limits, parking, window)
         self._eos = frozenset(eos)
         self._deliver = deliver
         self._metrics = metrics
+        self.drafting = drafting
+        self._flight: Flight | None = None  # begun before the one before it was looked at
+        self._landed = 0.0
 
     def add(self, sequence: Sequence) -> None:
         self.scheduler.add(sequence)
@@ -76,31 +76,89 @@ class EngineCore:
         self._deliver(sequence, Event(text, finish=reason, usage=sequence.usage))
 
     def step(self) -> None:
-        """One step. Whatever it raises fails its own sequences only."""
+        """Look at the results of one step; the next one may be under way then. Whatever it raises fails its
+        own sequences only."""
+        if self.drafting is not None:
+            with phase("draft", self._metrics):
+                self.drafting.propose(self.scheduler.running)
+        flight = self._flight or self._begin()
+        self._flight = None
+        if flight is None:
+            return
+        self._flight = self._follow(flight)
+        try:
+            picked = self._pick_of(flight)
+        except Exception as error:
+            self._fail_step(flight.step, error)
+            return
+        self._land(flight, picked)
+
+    def _begin(self) -> Flight | None:
+        """What the scheduler wants next, under way; None where it failed."""
         began = time.perf_counter()
         with phase("schedule", self._metrics):
             step = self.scheduler.schedule()
         try:
             logits, rows = self._compute(step)
-            picked = self._pick(logits, rows)
+            return Flight(step, rows, logits, self._greatest(logits, rows), self.scheduler.tally, began)
         except Exception as error:
-            log.exception("a step of %d sequences failed", len(step.chunks))
             self._fail_step(step, error)
-            return
-        self._settle([_sure(chunk) for chunk in step.chunks], picked)
-        self._follow_drafts(logits, rows)
-        seconds = time.perf_counter() - began
+            return None
+
+    def _greatest(self, logits: Tensor | None, rows: Sequence_[Row]) -> Greatest | None:
+        """Tokens on their way, where the sampler has nothing to add and steps may follow each other so."""
+        if logits is None or not rows or not self.runner.can_follow or len(rows) != len(logits):
+            return None
+        if not all(takes_greatest(row.chunk.sequence.sampling) for row in rows):
+            return None
+        return Greatest(logits)
+
+    def _follow(self, flight: Flight) -> Flight | None:
+        """The step after this one, begun before its tokens are known; None where there is more to decide."""
+        if flight.greatest is None or self.drafting is not None:
+            return None
+        with phase("schedule", self._metrics):
+            step = self.scheduler.follow(flight.step)
+        if step is None:
+            return None
+        began = time.perf_counter()
+        try:
+            with phase("run", self._metrics):
+                logits = self.runner.follow(step, flight.tokens(step.chunks))
+            rows = [Row(chunk, index) for index, chunk in enumerate(step.chunks)]
+            return Flight(step, rows, logits, Greatest(logits), self.scheduler.tally, began)
+        except Exception as error:
+            self._fail_step(step, error)
+            return None
+
+    def _pick_of(self, flight: Flight) -> list[Picked]:
+        if flight.greatest is None:
+            return self._pick(flight.logits, flight.rows)
+        with phase("sample", self._metrics):
+            tokens = flight.greatest.take()
+        return [(row.chunk, token, None) for row, token in zip(flight.rows, tokens, strict=True)]
+
+    def _land(self, flight: Flight, picked: list[Picked]) -> None:
+        """A step is computed. Sequences that have ended since it began get nothing of it."""
+        step, present = flight.step, set(self.scheduler.running)
+        chunks = [_sure(chunk) for chunk in step.chunks if chunk.sequence in present]
+        self._settle(chunks, [each for each in picked if each[0].sequence in present])
+        self._follow_drafts(flight.logits, flight.rows)
+        now = time.perf_counter()
+        seconds, self._landed = now - max(flight.began, self._landed), now
         self._metrics.observe("okavango_step_seconds", seconds)
-        if 2 * self.scheduler.tally.prefill_tokens > step.num_tokens:
+        if 2 * flight.tally.prefill_tokens > step.num_tokens:
             self.scheduler.parking.saw_computing(step.num_tokens, seconds)
-        self._measure(step)
+        if self.drafting is not None and step.chunks and not flight.tally.prefill_tokens:
+            self.drafting.saw(step.chunks, seconds)
+        self._measure(flight)
 
     def _compute(self, step: Step) -> tuple[Tensor | None, list[Row]]:
         """The step's logits, and which of them are of tokens after which the next one is picked."""
         with phase("load", self._metrics):
             self._move(step)
-            for sequence in step.loads:
-                self.runner.load(sequence.slot, sequence.weights)
+            for load in step.loads:
+                self.runner.load(load.slot, load.weights)
                 self._metrics.count("okavango_slot_loads_total")
         if not step.chunks:
             return None, []
@@ -161,12 +219,13 @@ class EngineCore:
         return is_next and tokens[-1] == chunk.draft[number] and chunk.sequence in self.scheduler.running
 
     def _learn(self, chunk: Chunk) -> None:
-        sequence = chunk.sequence
+        sequence, guesses, tried = chunk.sequence, chunk.sequence.guesses, len(chunk.draft)
+        assert guesses is not None, "drafted without guesses"
         accepted = max(0, len(sequence.tokens) - chunk.sure_end - 1)
-        if sequence.lookup is not None:
-            sequence.lookup.learn(sequence.tokens, accepted)
-        self._metrics.count("okavango_draft_tokens_total", accepted, result="accepted")
-        self._metrics.count("okavango_draft_tokens_total", len(chunk.draft) - accepted, result="rejected")
+        guesses.learn(sequence.tokens, tried, accepted)
+        counted, source = "okavango_draft_tokens_total", guesses.source
+        self._metrics.count(counted, accepted, source=source, result="accepted")
+        self._metrics.count(counted, tried - accepted, source=source, result="rejected")
 
     def _move(self, step: Step) -> None:
         """Copy preempted sequences' blocks to the host, before anybody writes to them, and others back."""
@@ -203,13 +262,14 @@ class EngineCore:
 
     def _fail_step(self, step: Step, error: Exception) -> None:
         """Fail the step's sequences, and all on a slot whose load may not have happened."""
+        log.error("a step of %d sequences failed", len(step.chunks), exc_info=error)
         shown = error if isinstance(error, OkavangoError) else OkavangoError("the engine failed in this step")
-        unsure = {sequence.digest for sequence in step.loads} - {None}
+        unsure = {load.digest for load in step.loads}
         failed = {chunk.sequence for chunk in step.chunks} | {move.sequence for move in step.restores}
         failed |= {sequence for sequence in self.scheduler.running if sequence.digest in unsure}
         self._fail(failed, shown)
         for digest in unsure:
-            self.scheduler.slots.forget(str(digest))
+            self.scheduler.slots.forget(digest)
 
     def _fail(self, sequences: Iterable[Sequence], error: OkavangoError) -> None:
         for sequence in sequences:
@@ -217,8 +277,8 @@ class EngineCore:
             self.scheduler.drop(sequence, forget=True)
             self._deliver(sequence, Event(finish=FinishReason.ERROR, usage=sequence.usage, error=error))
 
-    def _measure(self, step: Step) -> None:
-        metrics, scheduler, tally = self._metrics, self.scheduler, self.scheduler.tally
+    def _measure(self, flight: Flight) -> None:
+        metrics, scheduler, step, tally = self._metrics, self.scheduler, flight.step, flight.tally
         metrics.observe("okavango_batch_sequences", len(step.chunks))
         metrics.observe("okavango_batch_tokens", step.num_tokens)
         metrics.observe("okavango_batch_adapters", len(step.segments))

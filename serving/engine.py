@@ -1,10 +1,9 @@
 """The engine: requests in, streams of events out. Threads and preparation live here, decisions do not.
 
-submit ─▶ prepare (its own threads: adapter → host, media → features → embeddings) ─▶ inbox
-inbox ─▶ the step thread: EngineCore.step() until nothing is left ─▶ sinks
+submit ─▶ prepare (its own threads: adapter → host, media → features → embeddings) ─▶ desk
+desk ─▶ the step thread: EngineCore.step() until nothing is left ─▶ sinks
 
-A request is a ticket from `submit` to its last event. Tickets, inbox and whether the engine is closed are
-guarded by one lock, `_wake`; a ticket that is no longer registered is out of the game, whoever still has it.
+A request is a ticket from `submit` to its last event: see serving/desk.py.
 """
 
 from __future__ import annotations
@@ -14,37 +13,43 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 
 from okavango.modalities.base import Base, load_tokenizer
-from okavango.modalities.prompt import Renderer
-from okavango.platform.errors import BusyError, ContextLengthError, NotReadyError, OkavangoError
+from okavango.modalities.encoders import make_renderer
+from okavango.platform.errors import ConfigError, NotReadyError, OkavangoError
 from okavango.platform.telemetry import Metrics, NullMetrics
 from okavango.serving.adapters.loading import Adapter, HostCache, load_adapter
+from okavango.serving.cache.features import FeatureCache
 from okavango.serving.core import EngineCore
-from okavango.serving.media import FeatureCache, MediaRuntime
+from okavango.serving.desk import Desk
+from okavango.serving.drafting import make_drafting
+from okavango.serving.embedding import Embedded, Embedder, Input
+from okavango.serving.media import MediaRuntime
 from okavango.serving.options import EngineOptions as EngineOptions
 from okavango.serving.options import EngineStats
 from okavango.serving.preparation import Preparation, vocabulary_of
 from okavango.serving.profiling import StepProfiler
 from okavango.serving.runner import Runner
-from okavango.serving.sequence import Sequence
-from okavango.serving.tickets import Sink, Ticket, late, seconds_left
-from okavango.serving.types import AdapterSource, Event, FinishReason, Request
+from okavango.serving.sequence import Sequence as EngineSequence
+from okavango.serving.tickets import Sink, Ticket, most_tokens
+from okavango.serving.types import AdapterRef, AdapterSource, Event, FinishReason, Request
 
 log = logging.getLogger(__name__)
 
-RETRY_AFTER_SECONDS = 1.0
+_PREPARERS = 4  # most of them wait for an encoder
+_FAILED = "the engine has failed; the server must be restarted"
 
 
 class Engine:
     """One base, many adapters. Loads the decoder when made, encoders only when a medium comes.
 
     Raises:
-        UnsupportedError: the decoder cannot be served.
+        UnsupportedError: the decoder, or the draft base's, cannot be served.
+        ConfigError: the draft base has another vocabulary.
     """
 
     def __init__(
@@ -61,27 +66,26 @@ class Engine:
             torch.set_num_threads(options.threads)
         self.context = base.decoder.context
         self.tokenizer = load_tokenizer(base)
-        self.renderer = Renderer(
-            self.tokenizer, {name: head.spec.tokens for name, head in base.heads.items()}
-        )
+        self.renderer = make_renderer(base, self.tokenizer)
         runner = Runner(base, options.runner)
         vocabulary = vocabulary_of(runner.decoder, self.tokenizer)
         limits, parking = options.limits, options.parking_bytes
         guesses = options.draft_rows > 0 and runner.backend.is_invariant
-        self.core = EngineCore(runner, limits, vocabulary.eos, self._deliver, metrics, parking)
-        self.media = MediaRuntime(base, FeatureCache(options.feature_cache_bytes), metrics, options.device)
+        drafting = make_drafting(options, self.tokenizer, vocabulary.size, is_used=guesses)
+        self.core = EngineCore(runner, limits, vocabulary.eos, self._deliver, metrics, parking, drafting)
+        features = FeatureCache(options.feature_cache_bytes)
+        encoders = options.encoders(runner.num_blocks * runner.block_bytes)
+        self.media = MediaRuntime(base, features, metrics, options.device, encoders)
         self.profiler = StepProfiler()
         self._source = source
         self._host = HostCache(options.host_cache_bytes, self._load)
         self._preparation = Preparation(
             self.tokenizer, self.media, self._host, options.max_rank, vocabulary, guesses=guesses
         )
-        self._preparers = ThreadPoolExecutor(2, thread_name_prefix="okavango-prepare")
-        self._tickets: dict[str, Ticket] = {}
-        self._inbox: list[Ticket] = []
-        self._wake = threading.Condition()
+        self._preparers = ThreadPoolExecutor(_PREPARERS, thread_name_prefix="okavango-prepare")
+        self._embedder = Embedder(base, runner, self.media, self._host, self._preparers, options.max_waiting)
+        self._desk = Desk(options.max_waiting + options.max_sequences)
         self._thread: threading.Thread | None = None
-        self._closed: str | None = None
         metrics.gauge("okavango_kv_blocks_total", runner.num_blocks)
 
     @property
@@ -89,17 +93,20 @@ class Engine:
         return self._thread is not None and self._thread.is_alive()
 
     def start(self) -> None:
-        """Start the step thread."""
+        """Start the step thread, and load the encoders that are to be there from the start."""
+        self.media.encoders.preload()
         self._thread = threading.Thread(target=self._run, name="okavango-engine", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
         """Abort what is left and end the step thread. Every request has had its last event then."""
-        self._close("the server is stopping")
+        self._desk.close("the server is stopping")
         if self._thread is not None:
             self._thread.join()
         self._host.close()
         self._preparers.shutdown(wait=True, cancel_futures=True)
+        self.media.close()
+        self.core.runner.close()
         self._finish_all(Event(finish=FinishReason.ABORT))  # the thread was never started
 
     def submit(self, request: Request, sink: Sink) -> None:
@@ -110,23 +117,35 @@ class Engine:
             BusyError: too many requests wait already.
             NotReadyError: the engine is stopping, or has failed.
         """
-        max_tokens = self._max_tokens(request)
+        max_tokens = most_tokens(request, self.context, self.core.scheduler.longest)
         instant = self._preparation.is_instant(request)
         deadline = None if request.timeout is None else time.monotonic() + request.timeout
         ticket = Ticket(request, sink, max_tokens, deadline)
-        with self._wake:
-            self._admit(ticket)
-            if not instant:
-                self._begin(ticket)
+        self._desk.admit(ticket, None if instant else self._begin)
         if instant:
             self._prepare(ticket)
 
+    def pin(self, adapters: Collection[AdapterRef]) -> None:
+        """Keep these adapters on the host and in slots, and no longer those of the last call.
+
+        Takes as long as loading them; their slots they get on the step thread. One caller at a time.
+
+        Raises:
+            ConfigError: they leave no slot for others.
+            OkavangoError: one cannot be fetched or bound, or is over the rank limit; nothing has changed.
+        """
+        if len({ref.digest for ref in adapters}) >= self.options.slots:
+            raise ConfigError(
+                f"{len(adapters)} pins leave none of {self.options.slots} slots for other adapters",
+                remedy=f"pin fewer, or okavango serve --slots {len(adapters) + 1}",
+            )
+        loaded = [self._preparation.adapter(ref) for ref in adapters]
+        self._host.pin(loaded)
+        self._desk.pin({adapter.digest: adapter.lora for adapter in loaded})
+
     def abort(self, request_id: str) -> None:
         """Drop a request, wherever it is; what it holds is free within one step. Unknown ids are ignored."""
-        with self._wake:
-            ticket = self._tickets.get(request_id)
-            if ticket is not None:
-                self._abort(ticket)
+        self._desk.abort(request_id)
 
     async def stream(self, request: Request) -> AsyncIterator[Event]:
         """The request's events. Closing the iterator aborts the request."""
@@ -147,61 +166,35 @@ class Engine:
         finally:
             self.abort(request.id)
 
+    async def embed(self, inputs: Sequence[Input], adapter: AdapterRef | None = None) -> Embedded:
+        """Texts' tokens and media as vectors of the space that the adapter, or the base, was trained with.
+
+        Raises:
+            UnsupportedError: it was trained with none.
+            InputError: its space has no such medium.
+            BusyError: too many calls wait already.
+            NotReadyError: the engine is stopping, or has failed.
+            OkavangoError: the adapter cannot be loaded, or a medium not be decoded.
+        """
+        if not self.is_running:
+            raise NotReadyError("the engine is not running")
+        return await self._embedder.embed(inputs, adapter)
+
     def stats(self) -> EngineStats:
         scheduler = self.core.scheduler
         running, waiting = len(scheduler.running), len(scheduler.waiting)
         return EngineStats(
-            preparing=max(0, len(self._tickets) - running - waiting),
+            preparing=max(0, len(self._desk) - running - waiting),
             running=running,
             waiting=waiting,
             kv_blocks_used=scheduler.pool.num_used,
             kv_blocks_total=scheduler.pool.num_blocks,
             slots=scheduler.slots.residents,
-            encoders_loaded=self.media.loaded,
+            encoders_loaded=self.media.encoders.loaded,
         )
 
-    def _max_tokens(self, request: Request) -> int:
-        prompt, wanted = len(request.prompt.tokens), request.params.max_tokens
-        memory = self.core.runner.num_blocks * self.options.block_size
-        limit = min(self.context, memory)
-        if prompt + (wanted or 1) > limit:
-            asked = f" and {wanted} to generate" if wanted else ""
-            more = "" if limit == self.context else ", or give the server more --kv-memory"
-            raise ContextLengthError(
-                f"{prompt} prompt tokens{asked} exceed the limit of {limit} tokens",
-                where="messages",
-                remedy=f"shorten the conversation or lower max_tokens{more}",
-            )
-        return wanted or limit - prompt
-
-    def _admit(self, ticket: Ticket) -> None:
-        """Register a ticket, or say why not. The lock is held."""
-        if self._closed is not None:
-            raise NotReadyError(self._closed)
-        if ticket.request.id in self._tickets:
-            raise OkavangoError(f"request {ticket.request.id} is already here")
-        if len(self._tickets) >= self.options.max_waiting + self.options.max_sequences:
-            raise BusyError(f"{len(self._tickets)} requests are here", retry_after=RETRY_AFTER_SECONDS)
-        self._tickets[ticket.request.id] = ticket
-        if ticket.deadline is not None:
-            self._wake.notify()  # the step thread may be asleep, and has a time to wake up now
-
-    def _abort(self, ticket: Ticket) -> None:
-        """Tell the step thread that a ticket's reader is gone. The lock is held."""
-        ticket.aborted = True
-        self._inbox.append(ticket)
-        self._wake.notify()
-
-    def _close(self, reason: str) -> None:
-        """Take no more requests, and abort those that are here."""
-        with self._wake:
-            self._closed = self._closed or reason
-            for ticket in self._tickets.values():
-                self._abort(ticket)
-            self._wake.notify()
-
     def _begin(self, ticket: Ticket) -> None:
-        """Prepare a ticket on other threads, of which none waits for an adapter's load. The lock is held."""
+        """Prepare a ticket on other threads, of which none waits for an adapter's load."""
         adapter = ticket.request.adapter
         if adapter is None:
             self._preparers.submit(self._prepare, ticket)
@@ -223,9 +216,7 @@ class Engine:
                 error = OkavangoError("the request could not be prepared")
             self._finish(ticket, Event(finish=FinishReason.ERROR, error=error))
             return
-        with self._wake:
-            self._inbox.append(ticket)
-            self._wake.notify()
+        self._desk.put(ticket)
 
     def _load(self, digest: str) -> Adapter:
         runner = self.core.runner
@@ -236,40 +227,32 @@ class Engine:
             self._loop()
         except BaseException as error:
             # a bug of ours: nobody shall wait for a thread that is gone (is_running tells /healthz)
-            self._close("the engine has failed; the server must be restarted")
-            self._finish_all(Event(finish=FinishReason.ERROR, error=OkavangoError(str(self._closed))))
+            self._desk.close(_FAILED)
+            self._finish_all(Event(finish=FinishReason.ERROR, error=OkavangoError(_FAILED)))
             raise error
 
     def _loop(self) -> None:
-        while True:
-            with self._wake:
-                while not (self._inbox or self.core.scheduler.has_work or self._closed or self._late()):
-                    self._wake.wait(seconds_left(self._tickets.values(), time.monotonic()))
-                inbox, self._inbox = self._inbox, []
-                overdue = self._late()
-                if self._closed and not inbox and not self.core.scheduler.has_work:
-                    return
-            for ticket in inbox:
+        scheduler = self.core.scheduler
+        while (news := self._desk.wait(has_work=scheduler.has_work)) is not None:
+            if news.pins is not None:
+                scheduler.preloads.pin(news.pins)
+            for ticket in news.inbox:
                 self._receive(ticket)
-            for ticket in overdue:
+            for ticket in news.overdue:
                 self._drop(ticket, FinishReason.TIMEOUT)
-            if self.core.scheduler.has_work:
+            if scheduler.has_work:
                 self.profiler.run(self.core.step)
-
-    def _late(self) -> list[Ticket]:
-        """Tickets to end now. The lock is held."""
-        return late(self._tickets.values(), time.monotonic())
 
     def _receive(self, ticket: Ticket) -> None:
         if ticket.aborted:
             self._drop(ticket, FinishReason.ABORT)
-        elif self._tickets.get(ticket.request.id) is ticket:
+        elif self._desk.holds(ticket):
             assert ticket.sequence is not None
             self.core.add(ticket.sequence)
 
     def _drop(self, ticket: Ticket, reason: FinishReason) -> None:
         """End a ticket, wherever it is. What is being prepared for it comes to nothing."""
-        if self._tickets.get(ticket.request.id) is not ticket:
+        if not self._desk.holds(ticket):
             return
         ticket.aborted = True
         if ticket.sequence is None:
@@ -277,8 +260,8 @@ class Engine:
         else:
             self.core.abort(ticket.sequence, reason)
 
-    def _deliver(self, sequence: Sequence, event: Event) -> None:
-        ticket = self._tickets.get(sequence.request.id)
+    def _deliver(self, sequence: EngineSequence, event: Event) -> None:
+        ticket = self._desk.get(sequence.request.id)
         if ticket is None or ticket.sequence is not sequence:
             return
         if event.finish is not None:
@@ -287,16 +270,11 @@ class Engine:
             self._send(ticket, event)
 
     def _finish(self, ticket: Ticket, event: Event) -> None:
-        with self._wake:
-            if self._tickets.get(ticket.request.id) is not ticket:
-                return
-            del self._tickets[ticket.request.id]
-        self._send(ticket, event)
+        if self._desk.remove(ticket):
+            self._send(ticket, event)
 
     def _finish_all(self, event: Event) -> None:
-        with self._wake:
-            tickets = list(self._tickets.values())
-        for ticket in tickets:
+        for ticket in self._desk.all():
             self._finish(ticket, event)
 
     def _send(self, ticket: Ticket, event: Event) -> None:

@@ -18,6 +18,9 @@ from dataclasses import dataclass, field
 
 from okavango.serving.sequence import Sequence
 
+# Flows that are away and still ahead. Where callers come but once each, the time never catches up with them.
+_MOST_AWAY = 1024
+
 
 @dataclass(eq=False)
 class Flow:
@@ -138,12 +141,16 @@ class FairQueue:
             self._flows[sequence.flow].waiting.remove(sequence)
 
     def _prune(self) -> None:
-        """Forget flows that are away and would start no later than a new one."""
+        """Forget flows that are away and would start no later than a new one; of too many others, those that
+        are the least ahead."""
         if not any(flow.members for flow in self._flows.values()):
             self._flows.clear()
             self._now = 0.0
             return
-        gone = [k for k, flow in self._flows.items() if not flow.members and flow.virtual <= self._now]
+        away = {key: flow.virtual for key, flow in self._flows.items() if not flow.members}
+        gone = [key for key, virtual in away.items() if virtual <= self._now]
+        if len(away) - len(gone) > _MOST_AWAY:
+            gone = sorted(away, key=away.__getitem__)[: -_MOST_AWAY // 2]
         for key in gone:
             del self._flows[key]
 

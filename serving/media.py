@@ -1,116 +1,125 @@
 """Media → decoder embeddings: encoders only on demand, features shared across adapters.
 
-A feature's key is (encoder with preprocessing, medium, precision): an adapter that leaves the encoder alone
-finds what another adapter's request, or the bare base's, has left there.
+Encoders run one medium at a time on a thread of their own, which gives way to the engine's steps: streams go
+on while pictures come. An adapter that leaves the encoder alone finds the features that another adapter's
+request, or the bare base's, has left there.
 """
 
-# Shapes: N grid positions, C encoder width, M tokens of one medium, D decoder width
+# Shapes: N positions of a medium, C encoder width, M embeddings of one medium, D decoder width
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
-from collections import OrderedDict
-from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import torch
 from torch import Tensor
 
+from okavango.modalities.adapted import adapted
 from okavango.modalities.base import Base, load_head
 from okavango.modalities.content import Limits, Media
+from okavango.modalities.encoders import decode, encode
 from okavango.modalities.projector import ProjectionHead, pool
+from okavango.modalities.prompt import Rendered
+from okavango.platform.errors import BindError
 from okavango.platform.telemetry import Metrics
 from okavango.serving.adapters.loading import Adapter
+from okavango.serving.cache.features import FeatureCache, FeatureKey
+from okavango.serving.encoders import EncoderOptions, Encoders
 
-FeatureKey = tuple[str, str, str]
-
-
-class FeatureCache:
-    """Encoder outputs [N, C] within `capacity_bytes`, least recently used out first. Thread-safe."""
-
-    def __init__(self, capacity_bytes: int) -> None:
-        self.capacity_bytes = capacity_bytes
-        self.used_bytes = 0
-        self._items: OrderedDict[FeatureKey, Tensor] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, key: FeatureKey) -> Tensor | None:
-        with self._lock:
-            if key in self._items:
-                self._items.move_to_end(key)
-            return self._items.get(key)
-
-    def put(self, key: FeatureKey, features: Tensor) -> None:
-        with self._lock:
-            if key in self._items or features.nbytes > self.capacity_bytes:
-                return
-            self._items[key] = features
-            self.used_bytes += features.nbytes
-            while self.used_bytes > self.capacity_bytes:
-                _, oldest = self._items.popitem(last=False)
-                self.used_bytes -= oldest.nbytes
+_NICE = 10
+_PRECISION = "float32"
 
 
 class MediaRuntime:
-    """Encoders, loaded when the first medium of their modality comes, and the base's default heads."""
+    """A base's encoders with their features, and its default heads."""
 
-    def __init__(self, base: Base, cache: FeatureCache, metrics: Metrics, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        base: Base,
+        cache: FeatureCache,
+        metrics: Metrics,
+        device: str = "cpu",
+        options: EncoderOptions | None = None,
+        limits: Limits | None = None,
+    ) -> None:
         self.base = base
-        self.device = device
+        self.encoders = Encoders(base.encoders, cache, metrics, device, options)
+        self._limits = limits or Limits()
         self._cache = cache
         self._metrics = metrics
-        self._encoders: dict[str, _Encoder] = {}
+        self._thread = ThreadPoolExecutor(1, "okavango-encode", initializer=_give_way)
         self._heads: dict[str, ProjectionHead] = {}
-        self._encoding = threading.Lock()  # one at a time: it holds encoders while they are loaded and run
         self._heads_lock = threading.Lock()
-        for modality in base.encoders:
-            metrics.gauge("okavango_encoder_loaded", 0, modality=modality)
 
-    @property
-    def loaded(self) -> tuple[str, ...]:
-        return tuple(self._encoders)
+    def close(self) -> None:
+        self._thread.shutdown(wait=True, cancel_futures=True)
+        self.encoders.close()
 
-    def embed(self, media: Sequence[Media], adapter: Adapter | None) -> tuple[tuple[Tensor, ...], int]:
-        """One [M, D] a medium in float32, through the adapter's head or the base's; and the cache hits."""
-        features, hits = self.features(media)
-        vectors = []
-        for medium, grid in zip(media, features, strict=True):
-            head = self._head(medium.modality, adapter)
-            with torch.inference_mode():
-                vectors.append(head(pool(grid[None], head.spec))[0])
-        return tuple(vectors), hits
+    def embed(self, prompt: Rendered, adapter: Adapter | None) -> tuple[tuple[Tensor, ...], int]:
+        """What goes into each span of a prompt, [span's length, D] in float32, through the adapter's encoder
+        and head or the base's; and how many media's features were there already.
 
-    def features(self, media: Sequence[Media]) -> tuple[list[Tensor], int]:
-        """The encoder's [N, C] of each medium, and how many of them were there already."""
-        distinct = {medium.digest: medium for medium in media}
-        found = {digest: self._features(medium) for digest, medium in distinct.items()}
-        encoded = sum(not was_cached for _, was_cached in found.values())
-        return [found[medium.digest][0] for medium in media], len(media) - encoded
+        Raises:
+            MediaError: a medium cannot be decoded.
+            BindError: encoder and prompt disagree on a medium's length.
+            OkavangoError: the encoder cannot be loaded.
+        """
+        distinct = {(medium.modality, medium.digest): medium for medium in prompt.media}
+        vectors, encoded = {}, 0
+        for key, medium in distinct.items():
+            vectors[key], was_cached = self.vectors(medium, adapter)
+            encoded += not was_cached
+        found = []
+        for span, medium in zip(prompt.spans, prompt.media, strict=True):
+            part = vectors[medium.modality, medium.digest][span.offset : span.offset + span.length]
+            if len(part) != span.length:
+                raise BindError(
+                    f"{len(part)} embeddings for {span.length} positions", where=f"{medium.modality} encoder"
+                )
+            found.append(part)
+        media = sum(span.offset == 0 for span in prompt.spans)
+        return tuple(found), media - encoded
 
-    def _features(self, medium: Media) -> tuple[Tensor, bool]:
-        """A medium's features, and whether they were in the cache."""
-        key = (self.base.encoders[medium.modality].digest, medium.digest, "float32")
+    def vectors(self, medium: Media, adapter: Adapter | None) -> tuple[Tensor, bool]:
+        """What adapter or base make of a medium [M, D], and whether its features were there already.
+
+        Raises: as `embed`.
+        """
+        features, was_cached = self._features(medium, adapter)
+        head = self._head(medium.modality, adapter)
+        with torch.inference_mode():
+            vectors: Tensor = head(pool(features, head.spec)).flatten(0, 1)
+        return vectors, was_cached
+
+    def _features(self, medium: Media, adapter: Adapter | None) -> tuple[Tensor, bool]:
+        """A medium's features [N, C], and whether they were in the cache."""
+        delta = adapter.encoders.get(medium.modality) if adapter is not None else None
+        encoder = self.encoders.check(medium.modality).digest
+        key = FeatureKey(encoder, delta.digest if delta is not None else "", medium.digest, _PRECISION)
         features = self._cache.get(key)
-        if features is None:
-            with self._encoding:
-                features = self._cache.get(key)  # a request that was waited for may have had the same medium
-                if features is None:
-                    self._metrics.count("okavango_feature_cache_misses_total", modality=medium.modality)
-                    features = self._encode(medium)
-                    self._cache.put(key, features)
-                    return features, False
-        self._metrics.count("okavango_feature_cache_hits_total", modality=medium.modality)
-        return features, True
+        if features is not None:
+            self._metrics.count("okavango_feature_cache_hits_total", modality=medium.modality)
+            return features, True
+        return self._thread.submit(self._encode, medium, adapter, key).result()
 
-    def _encode(self, medium: Media) -> Tensor:
-        encoder = self._encoder(medium.modality)
-        self._metrics.count("okavango_encoder_runs_total", modality=medium.modality)
-        return encoder.encode(medium)
-
-    def _encoder(self, modality: str) -> _Encoder:
-        if modality not in self._encoders:
-            self._encoders[modality] = _Encoder(self.base, self.device)
-            self._metrics.gauge("okavango_encoder_loaded", 1, modality=modality)
-        return self._encoders[modality]
+    def _encode(self, medium: Media, adapter: Adapter | None, key: FeatureKey) -> tuple[Tensor, bool]:
+        features = self._cache.get(key)  # a request that was waited for may have had the same medium
+        if features is not None:
+            self._metrics.count("okavango_feature_cache_hits_total", modality=medium.modality)
+            return features, True
+        self._metrics.count("okavango_feature_cache_misses_total", modality=medium.modality)
+        delta = adapter.encoders.get(medium.modality) if adapter is not None else None
+        decoded = decode(medium, self._limits)
+        with self.encoders.use(medium.modality) as encoder:
+            self._metrics.count("okavango_encoder_runs_total", modality=medium.modality)
+            with adapted(encoder.module, delta.lora if delta is not None else None):
+                features = encode(encoder, [decoded])[0]
+        self._cache.put(key, features)
+        return features, False
 
     def _head(self, modality: str, adapter: Adapter | None) -> ProjectionHead:
         if adapter is not None and modality in adapter.heads:
@@ -121,15 +130,8 @@ class MediaRuntime:
             return self._heads[modality]
 
 
-class _Encoder:
-    """The image encoder with its decoding; open_clip is imported only when one is made."""
-
-    def __init__(self, base: Base, device: str) -> None:
-        from okavango.modalities.image import ImageEncoder
-
-        self._encoder = ImageEncoder.load(base.encoders["image"], device=device)
-
-    def encode(self, medium: Media) -> Tensor:
-        from okavango.modalities.image import decode_image
-
-        return self._encoder.encode([decode_image(medium.data, Limits())])[0]
+def _give_way() -> None:
+    """Have the system prefer other threads to this one and to those that it starts."""
+    if sys.platform == "linux":  # elsewhere a thread has no priority by its number
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)

@@ -13,7 +13,7 @@ from okavango.serving.media import MediaRuntime
 from okavango.serving.sampling.guide import Guides
 from okavango.serving.sampling.state import SamplingState, Vocabulary
 from okavango.serving.sequence import Sequence
-from okavango.serving.speculation import Lookup
+from okavango.serving.speculation import Guesses
 from okavango.serving.stream import TextStream
 from okavango.serving.types import AdapterRef, Request
 
@@ -70,8 +70,8 @@ class Preparation:
             OkavangoError: its adapter cannot be fetched or bound, a medium is not accepted, or its guide
                 or logit bias is not usable.
         """
-        adapter = self._adapter(request.adapter) if request.adapter else None
-        embeds, hits = self._media.embed(request.prompt.media, adapter)
+        adapter = self.adapter(request.adapter) if request.adapter else None
+        embeds, hits = self._media.embed(request.prompt, adapter)
         return Sequence(
             request,
             max_tokens,
@@ -80,12 +80,12 @@ class Preparation:
             sampling=self._sampling(request),
             stream=TextStream(self._tokenizer, request.params.stop, request.params.min_tokens),
             features_cached=hits,
-            lookup=self._lookup(request),
+            guesses=self._guess(request),
         )
 
-    def _lookup(self, request: Request) -> Lookup | None:
+    def _guess(self, request: Request) -> Guesses | None:
         """None for guided answers, too: what a guide allows after a guess is not known before."""
-        return Lookup(request.prompt.tokens) if self._guesses and request.params.guide is None else None
+        return Guesses(request.prompt.tokens) if self._guesses and request.params.guide is None else None
 
     def _sampling(self, request: Request) -> SamplingState:
         guide, prompt = request.params.guide, request.prompt
@@ -98,7 +98,8 @@ class Preparation:
             self._guides.start(guide) if guide is not None else None,
         )
 
-    def _adapter(self, ref: AdapterRef) -> Adapter:
+    def adapter(self, ref: AdapterRef) -> Adapter:
+        """The adapter, bound; may take long. Raises OkavangoError where it cannot be served."""
         adapter = self._host.get(ref.digest)
         if adapter.lora.rank > self._max_rank:
             raise UnsupportedError(

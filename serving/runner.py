@@ -18,11 +18,13 @@ from transformers import PreTrainedModel
 
 from okavango.modalities.base import Base, load_decoder
 from okavango.modalities.lora import LoraWeights, Target, find_targets
-from okavango.modalities.memory import give_back
+from okavango.modalities.memory import drop_library_pages, give_back
+from okavango.modalities.rope import rope_of
 from okavango.platform.errors import OkavangoError, UnsupportedError
 from okavango.serving.backend import Backend, RunnerOptions
 from okavango.serving.native.backend import NativeBackend
 from okavango.serving.paged import TorchBackend
+from okavango.serving.quantised import Quantised, quantise
 from okavango.serving.scheduler import Chunk, Step
 from okavango.serving.selfcheck import check_paging, own_logits
 
@@ -39,13 +41,16 @@ class Runner:
     """
 
     def __init__(self, base: Base, options: RunnerOptions) -> None:
+        drop_library_pages()
         self.options = options
         self.device = torch.device(options.device)
         self.decoder = load_decoder(base, options.dtype, options.device, attention="eager")
         self.targets: tuple[Target, ...] = find_targets(self.decoder)
+        quantised = quantise(self.decoder) if options.quantization else None
         with _named(self.decoder):
             expected = own_logits(self.decoder)
-            self.backend = self._native(base, expected) or self._torch(expected)
+            own = self._cuda(base, expected) or self._native(base, expected, quantised)
+            self.backend = own or self._torch(expected)
         self.num_blocks = self.backend.num_blocks
         give_back()
 
@@ -80,22 +85,76 @@ class Runner:
 
     @torch.inference_mode()
     def run(self, step: Step, rows: Sequence[int]) -> Tensor:
-        """Compute a step's chunks and return the logits [len(rows), V] after these of its rows."""
-        return self.backend.compute(self._embed(step.chunks), step, rows)
+        """Compute a step's chunks and return the logits [len(rows), V] after these of its rows, which hold
+        until the next run."""
+        logits = self.backend.replay(step, rows)
+        return logits if logits is not None else self.backend.compute(self._embed(step.chunks), step, rows)
+
+    @property
+    def can_follow(self) -> bool:
+        """Whether `follow` is to be had."""
+        return self.backend.can_follow
+
+    @torch.inference_mode()
+    def follow(self, step: Step, tokens: Tensor) -> Tensor:
+        """As `run`, of a step of single tokens that only the device knows yet [T]; the logits after each."""
+        return self.backend.follow(step, tokens)
+
+    def close(self) -> None:
+        """End what the backend does beside steps."""
+        self.backend.close()
+
+    def look_up(self, tokens: Sequence[int]) -> Tensor:
+        """The tokens' own embeddings [T, D]. Called by any thread."""
+        embeddings: Tensor = self.decoder.get_input_embeddings()(self._tensor(tokens))
+        return embeddings
 
     def _torch(self, expected: Tensor) -> Backend:
         self.backend = TorchBackend(self.decoder, self.targets, self.options)
         check_paging(self, expected)
         return self.backend
 
-    def _native(self, base: Base, expected: Tensor) -> Backend | None:
-        """The native kernels, where they are wanted, can be had and compute what the decoder does."""
-        if self.options.kernels is None or self.device.type != "cpu":
+    def _cuda(self, base: Base, expected: Tensor) -> Backend | None:
+        """The kernels for GPUs, likewise; graphs are made beside the steps from now on."""
+        if self.options.kernels is None or self.device.type != "cuda":
+            return None
+        if rope_of(self.decoder) or any(encoder.looks_ahead for encoder in base.encoders.values()):
+            log.info("steps are computed by torch: this base's pictures are not for the CUDA kernels")
             return None
         try:
-            self.backend = NativeBackend(self.decoder, self.targets, self.options)
+            from okavango.serving.cuda.backend import CudaBackend  # Triton is not everywhere
+
+            self.backend = backend = CudaBackend(self.decoder, self.targets, self.options)
+        except (ImportError, UnsupportedError) as error:
+            log.info("steps are computed by torch: %s", error)
+            return None
+        try:
+            check_paging(self, expected)
+        except Exception as error:  # whatever the kernels' compiler has to say of this GPU
+            log.warning("steps are computed by torch: %s", error)
+        else:
+            backend.begin_capture()
+            return backend
+        del self.backend, backend, self.decoder  # there may be no room for two
+        self.decoder = load_decoder(base, self.options.dtype, self.options.device, attention="eager")
+        return None
+
+    def _native(self, base: Base, expected: Tensor, quantised: Quantised | None) -> Backend | None:
+        """The native kernels, where they are wanted, can be had and compute what the decoder does.
+
+        Weights in eight bits are served by them alone, and refused otherwise.
+        """
+        special = rope_of(self.decoder) or any(encoder.looks_ahead for encoder in base.encoders.values())
+        if self.options.kernels is None or self.device.type != "cpu" or special:
+            if quantised is not None:
+                raise _needs_native("this base's pictures are not for them" if special else "they are off")
+            return None
+        try:
+            self.backend = NativeBackend(self.decoder, self.targets, self.options, quantised)
             check_paging(self, expected)
         except UnsupportedError as error:
+            if quantised is not None:
+                raise _needs_native(error.message) from error
             log.info("steps are computed by torch: %s", error)
             if not any(p.numel() == 0 for p in self.decoder.parameters()):
                 return None
@@ -105,8 +164,7 @@ class Runner:
 
     def _embed(self, chunks: Sequence[Chunk]) -> Tensor:
         """Input embeddings [T, D]: the tokens' own, and what the heads made of the media."""
-        ids = [token for chunk in chunks for token in chunk.tokens]
-        embeddings: Tensor = self.decoder.get_input_embeddings()(self._tensor(ids))
+        embeddings = self.look_up([token for chunk in chunks for token in chunk.tokens])
         offset = 0
         for chunk in chunks:
             for span, vectors in zip(chunk.sequence.request.prompt.spans, chunk.sequence.embeds, strict=True):
@@ -119,6 +177,13 @@ class Runner:
 
     def _tensor(self, values: Sequence[object]) -> Tensor:
         return torch.tensor(values, dtype=torch.long, device=self.device)
+
+
+def _needs_native(reason: str) -> UnsupportedError:
+    return UnsupportedError(
+        f"weights in eight bits need the native kernels of a CPU, and {reason}",
+        remedy="leave --quantization out",
+    )
 
 
 @contextmanager

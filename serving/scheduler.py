@@ -13,24 +13,27 @@ always have every block there is, and everybody finishes in turn.
 
 Slots: a sequence whose adapter finds no slot is passed over. Once the adapters that hold one have been served
 `slot_patience` tokens more than it has, the one with the fewest sequences gets no new ones, until its slot
-is free. These fewest only ever grow fewer, so the slot comes.
+is free. These fewest only ever grow fewer, so the slot comes. Pinned adapters keep theirs, and are loaded
+before any request wants them, as soon as a slot can be had.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from okavango.serving.adapters.pins import Preloads
 from okavango.serving.adapters.slots import SlotTable
 from okavango.serving.admission import Demand, Drains
 from okavango.serving.cache.blocks import BlockPool
 from okavango.serving.cache.parking import Parking
-from okavango.serving.cache.tables import check_table, next_key, publish, reuse
+from okavango.serving.cache.tables import check_table, drop_unseen, publish, reuse, span
 from okavango.serving.fairness import FairQueue
 from okavango.serving.sequence import Sequence
 from okavango.serving.step import Chunk as Chunk
+from okavango.serving.step import Load, Tally
 from okavango.serving.step import Step as Step
-from okavango.serving.step import Tally
+from okavango.serving.turns import prompts, whole, with_guesses
 
 # A preemption makes admission so much more cautious, and each step a little less. A stream that stops midway
 # is worse than one that begins later. Simulated with memory for eight long answers at a time, this halves the
@@ -65,23 +68,40 @@ class Scheduler:
 
     Args:
         parking: blocks that the host can keep of preempted sequences; 0 has all of them computed again.
+        window: positions that a token sees at most, itself included; None where some layer sees all.
     """
 
-    def __init__(self, pool: BlockPool, slots: SlotTable, limits: Limits, parking: int = 0) -> None:
+    def __init__(
+        self,
+        pool: BlockPool,
+        slots: SlotTable,
+        limits: Limits,
+        parking: int = 0,
+        window: int | None = None,
+    ) -> None:
         self.pool = pool
+        self.window = window
+        self._most_blocks = None if window is None else span(window, limits.max_step_tokens, pool)
         self.slots = slots
         self.limits = limits
         self.waiting = FairQueue(limits.weights)
         self.running: list[Sequence] = []
         self.parking = Parking(parking, pool)
+        self.preloads = Preloads(slots)
         self.tally = Tally()
-        self._caution = (
-            0.0  # the fraction of what running sequences may yet grow by that admission leaves free
-        )
+        # the fraction of what running sequences may yet grow by that admission leaves free
+        self._caution = 0.0
+
+    @property
+    def longest(self) -> int | None:
+        """Tokens of the longest sequence that there are blocks for; None if it may be of any length."""
+        if self._most_blocks is not None and self._most_blocks <= self.pool.num_blocks:
+            return None
+        return self.pool.num_blocks * self.pool.block_size
 
     @property
     def has_work(self) -> bool:
-        return bool(self.waiting or self.running)
+        return bool(self.waiting or self.running or self.preloads)
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence whose adapter and media are at hand. The engine bounds how many there are."""
@@ -91,17 +111,40 @@ class Scheduler:
     def schedule(self) -> Step:
         """The next step. Its chunks must be committed or dropped before the next call.
 
-        A step has no chunks only where it preempted somebody; a later one has some, then.
+        A step has no chunks only where it preempted somebody or loads what is pinned; a later one has some.
         """
         self.tally = Tally()
         self.parking.begin()
-        loads = self._admit()
+        loads = [*self.preloads.begin(), *self._admit()]
         for sequence in self.running:
             self._reuse(sequence)
         chunks = self._plan()
         self._caution = min(1.0, self._caution * _CAUTION_DECAY + _CAUTION_STEP * self.tally.preempted)
         chunks.sort(key=lambda chunk: chunk.sequence.slot)
         return Step(tuple(loads), tuple(chunks), self.parking.parks, self.parking.restores)
+
+    def follow(self, step: Step) -> Step | None:
+        """The step after one of single tokens, before that one is committed: the same, a position further.
+
+        None where there is more to decide: somebody waits, has a prompt to be read, or would need a block
+        that another one holds. Who gets its last token from `step` has no part in it.
+        """
+        chunks, pool = step.chunks, self.pool
+        if self.waiting or self.preloads or len(chunks) != len(self.running):
+            return None
+        if any(chunk.count != 1 or not chunk.samples for chunk in chunks):
+            return None
+        going = [c for c in chunks if c.sequence.num_generated + 1 < c.sequence.max_tokens]
+        full = [c.sequence for c in going if len(c.sequence.blocks) < pool.blocks_for(c.end + 1)]
+        if not going or len(full) > pool.num_available:
+            return None
+        for sequence in full:
+            block = pool.take()
+            assert block is not None
+            sequence.blocks.append(block)
+        self.tally = Tally()
+        self._caution *= _CAUTION_DECAY
+        return Step((), tuple(Chunk(chunk.sequence, chunk.end, 1) for chunk in going))
 
     def commit(self, chunks: Iterable[Chunk]) -> None:
         """A step's chunks are computed: only now others may share the blocks that they filled."""
@@ -110,6 +153,7 @@ class Scheduler:
             sequence.num_computed = chunk.end
             start = 0 if self.parking.is_back(sequence) else chunk.start
             publish(sequence, start, chunk.end, self.pool)
+            self._drop_unseen(sequence)
             self.waiting.charge(sequence, max(0, chunk.end - sequence.num_charged))
             sequence.num_charged = max(sequence.num_charged, chunk.end)
 
@@ -119,7 +163,7 @@ class Scheduler:
         `forget`: nobody shall reuse what is in its blocks.
         """
         if sequence in self.running:
-            for block in sequence.blocks if forget else ():
+            for block in sequence.held if forget else ():
                 self.pool.forget(block)
             self._stop(sequence)
         elif sequence not in self.waiting:
@@ -128,18 +172,20 @@ class Scheduler:
 
     def _stop(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
-        self.pool.release(sequence.blocks)
-        sequence.blocks, sequence.num_computed = [], 0
+        self.pool.release(sequence.held)
+        sequence.blocks, sequence.num_computed, sequence.num_dropped = [], 0, 0
         if sequence.digest is not None:
             self.slots.release(sequence.digest)
 
-    def _admit(self) -> list[Sequence]:
-        """Move sequences from waiting to running, in order; returns those whose adapter must be loaded."""
+    def _admit(self) -> list[Load]:
+        """Move sequences from waiting to running, in order; returns what must be loaded for them."""
         if not self.waiting:
             return []
-        loads: list[Sequence] = []
-        demand = Demand(self.pool, self.running)
-        drains = Drains(self.waiting, self.limits.slot_patience, self.running)
+        loads: list[Load] = []
+        demand = Demand(self.pool, self.running, self._most_blocks)
+        # a pinned adapter's slot is nobody else's, however long it gets no new ones
+        evictable = [s for s in self.running if s.digest not in self.slots.pinned]
+        drains = Drains(self.waiting, self.limits.slot_patience, evictable)
         passed_over, reason = 0, ""
         for sequence in self.waiting.heads():
             if len(self.running) == self.limits.max_sequences:
@@ -164,8 +210,8 @@ class Scheduler:
         drains.add(sequence, digest)
         return False
 
-    def _start(self, sequence: Sequence, demand: Demand) -> list[Sequence]:
-        """Run a sequence; itself, if its adapter must be loaded.
+    def _start(self, sequence: Sequence, demand: Demand) -> list[Load]:
+        """Run a sequence; what must be loaded for it, if anything.
 
         Its flow is charged for its prompt at once, or one flow would get all the seats.
         """
@@ -179,7 +225,7 @@ class Scheduler:
             return []
         lease = self.slots.acquire(sequence.digest)
         sequence.slot = lease.slot
-        return [sequence] if lease.load else []
+        return [Load(lease.slot, sequence.digest, sequence.weights)] if lease.load else []
 
     def _reuse(self, sequence: Sequence) -> None:
         tokens = reuse(sequence, self.pool)
@@ -187,6 +233,11 @@ class Scheduler:
         if sequence.num_preempted == 0:
             sequence.num_reused += tokens
         self.tally.restored_tokens += self.parking.come_back(sequence)
+        self._drop_unseen(sequence)
+
+    def _drop_unseen(self, sequence: Sequence) -> None:
+        if self.window is not None:
+            drop_unseen(sequence, self.window, self.pool)
 
     def _deserts(self, sequence: Sequence) -> tuple[bool, float, int, int]:
         """Sorts the more deserving first. Who was preempted before stands before all who were not."""
@@ -209,67 +260,25 @@ class Scheduler:
             if is_left and self._grow(sequence, 1, unplanned, may_yield=True):
                 chunks.append(Chunk(sequence, sequence.num_computed, 1))
         if not any(s.num_uncomputed > 1 for s in self.running):
-            return self._with_drafts(chunks)
+            return with_guesses(chunks, self.limits.draft_rows, self.pool.block_size)
         budget = self.limits.max_step_tokens - len(chunks)
         if chunks and self.limits.max_prefill_tokens is not None:
             budget = min(budget, self.limits.max_prefill_tokens)
-        for sequence, most in self._prompts(budget):
+        for sequence, most in prompts(self.running, budget, self.pool, self.tally):
             wanted = min(sequence.num_uncomputed, most, budget)
-            if sequence not in unplanned or wanted == 0:
+            if sequence not in unplanned or wanted <= 0:
                 self.tally.waits["budget"] += sequence in unplanned
                 continue
-            count = self._grow(sequence, wanted, unplanned, may_yield=False)
+            room = self._grow(sequence, whole(sequence, wanted), unplanned, may_yield=False)
+            count = whole(sequence, room)
+            if count > room:  # no blocks for all of what must be computed together
+                count = 0
             self.tally.waits["blocks"] += count == 0
             if count:
                 chunks.append(Chunk(sequence, sequence.num_computed, count))
                 budget -= count
                 self.tally.prefill_tokens += count
         return chunks
-
-    def _with_drafts(self, chunks: list[Chunk]) -> list[Chunk]:
-        """Fill a step that has only single tokens with guesses: these rows cost little where others are few.
-
-        A guess takes what room its sequence's blocks have left, and no more.
-        """
-        room = self.limits.draft_rows - len(chunks)
-        drafted = []
-        for chunk in chunks:
-            sequence = chunk.sequence
-            space = len(sequence.blocks) * self.pool.block_size - chunk.end
-            most = min(room, space, sequence.max_tokens - sequence.num_generated - 1)
-            draft = sequence.lookup.guess(sequence.tokens, most) if sequence.lookup else ()
-            room -= len(draft)
-            drafted.append(Chunk(sequence, chunk.start, 1 + len(draft), draft))
-        return drafted
-
-    def _prompts(self, budget: int) -> Iterator[tuple[Sequence, int]]:
-        """Prompts to compute in order, each with the most tokens that it may have.
-
-        The one that was admitted first has half of the budget, so that it goes on whatever comes; the rest
-        goes to the shortest first, which are soonest out of the way, and what they leave to the first.
-        """
-        ready = self._not_waiting([s for s in self.running if s.num_uncomputed > 1])
-        if not ready:
-            return
-        first, *others = ready
-        others.sort(key=lambda s: s.num_uncomputed)
-        room = budget - sum(s.num_uncomputed for s in others)
-        yield first, max(-(-budget // 2), room)
-        for sequence in others:
-            yield sequence, budget
-
-    def _not_waiting(self, prompts: list[Sequence]) -> list[Sequence]:
-        """Those whose next block nobody before them is computing; those in the midst of one come first."""
-        computing: set[bytes] = set()
-        waiting: set[Sequence] = set()
-        for sequence in sorted(prompts, key=lambda s: s.num_computed % self.pool.block_size == 0):
-            key = next_key(sequence, self.pool)
-            if key in computing and sequence.num_computed % self.pool.block_size == 0:
-                waiting.add(sequence)
-            elif key is not None:
-                computing.add(key)
-        self.tally.waits["prefix"] += len(waiting)
-        return [sequence for sequence in prompts if sequence not in waiting]
 
     def _grow(self, sequence: Sequence, tokens: int, unplanned: list[Sequence], *, may_yield: bool) -> int:
         """Take blocks for the sequence's next tokens, from less deserving ones too; how many tokens fit.
@@ -297,7 +306,7 @@ class Scheduler:
         self.pool.check_integrity()
         self.slots.check_integrity()
         self.waiting.check_integrity(self.running)
-        self.pool.check_holders([sequence.blocks for sequence in self.running])
+        self.pool.check_holders([sequence.held for sequence in self.running])
         assert all(not s.blocks and not s.num_computed for s in self.waiting), (
             "a waiting sequence holds blocks"
         )

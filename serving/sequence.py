@@ -12,7 +12,7 @@ from okavango.serving.types import Request, Usage
 
 if TYPE_CHECKING:
     from okavango.serving.cache.parking import Parked
-    from okavango.serving.speculation import Lookup
+    from okavango.serving.speculation import Guesses
     from okavango.serving.stream import TextStream
 
 
@@ -29,10 +29,11 @@ class Sequence:
         tokens: prompt and generated tokens.
         num_computed: tokens whose keys and values are in the cache.
         blocks: its block table; the first ones may be other sequences', too, and are full then.
+        num_dropped: so many of the first are NO_BLOCK: no layer looks there any more.
         keys: what is in its first full blocks, as far as anybody has asked: see serving/cache/prefix.py.
         parked: a copy on the host of keys and values that it lost: see serving/cache/parking.py.
         slot: the adapter's slot while it runs.
-        lookup: guesses its next tokens; None where none are wanted.
+        guesses: what may come next; None where that is not to be guessed.
         salt: with whom it may share what is computed: those of the same salt.
         arrival: its number in the order in which sequences came; 0 until it is queued.
         num_preempted: how often it lost its blocks.
@@ -50,10 +51,11 @@ class Sequence:
     tokens: list[int] = field(default_factory=list)
     num_computed: int = 0
     blocks: list[int] = field(default_factory=list)
+    num_dropped: int = 0
     keys: list[bytes] = field(default_factory=list)
     parked: Parked | None = None
     slot: int = 0
-    lookup: Lookup | None = None
+    guesses: Guesses | None = None
     salt: str = ""
     arrival: int = 0
     num_preempted: int = 0
@@ -74,6 +76,11 @@ class Sequence:
     @property
     def num_uncomputed(self) -> int:
         return len(self.tokens) - self.num_computed
+
+    @property
+    def held(self) -> list[int]:
+        """The blocks of its table that it holds."""
+        return self.blocks[self.num_dropped :]
 
     @property
     def digest(self) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Any
 
 from okavango.serving.cache.parking import Move
 from okavango.serving.sequence import Sequence
@@ -40,13 +41,22 @@ class Chunk:
 
 
 @dataclass(frozen=True)
+class Load:
+    """Copy an adapter's `weights` into a slot, whose former tenant is gone."""
+
+    slot: int
+    digest: str
+    weights: Any
+
+
+@dataclass(frozen=True)
 class Step:
     """What to do next: park blocks, restore others, copy adapters into slots, then compute chunks.
 
     Chunks of one slot are adjacent.
     """
 
-    loads: tuple[Sequence, ...]
+    loads: tuple[Load, ...]
     chunks: tuple[Chunk, ...]
     parks: tuple[Move, ...] = ()
     restores: tuple[Move, ...] = ()

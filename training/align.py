@@ -5,13 +5,12 @@ mean of the head's output tokens and the mean embedding of the answer's tokens. 
 decoder's embedding table only, so a minute of it replaces hundreds of steps through the decoder.
 """
 
-# Shapes: B pairs of a step, Z all pairs, E tokens a medium, C encoder width, D decoder width
+# Shapes: B pairs of a step, D decoder width; G, S, E, K as in modalities.projector
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -19,27 +18,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from okavango.modalities.projector import ProjectionHead
-from okavango.training.collate import Row
-from okavango.training.features import view_key
+from okavango.training.features import VIEWED, view_key
 from okavango.training.loop import TrainingSet
 from okavango.training.monitor import Monitor
+from okavango.training.pairs import Pair, answer_table, find_pairs
 from okavango.training.spec import AlignSpec
 
-# Features that are kept in memory: at 16 tokens of 768 channels, a gigabyte.
+# Media that are kept in memory: pictures at 16 tokens of 768 channels take a gigabyte.
 _MOST_FEATURES = 20_000
 _RISE_STEPS = 20
 
 
-@dataclass(frozen=True)
-class Pair:
-    """A medium, and the tokens of the answer that comes after it."""
-
-    media: str
-    answer: tuple[int, ...]
-
-
 def align(
     head: ProjectionHead,
+    modality: str,
     data: TrainingSet,
     embedding: nn.Module,
     spec: AlignSpec,
@@ -49,30 +41,29 @@ def align(
     """Train the head in place; the last loss, or None where there is nothing to tell apart.
 
     Args:
+        data: loads pooled features.
+        spec: with its number of steps, see AlignSpec.for_head.
         embedding: the decoder's token embeddings; the head is computed in their precision.
     """
-    pairs = _sample(find_pairs(data.rows), seed)
+    steps = spec.steps or 0
+    pairs = _sample(find_pairs(data.rows, modality), seed)
     names = sorted({pair.answer for pair in pairs})
-    if spec.steps == 0 or len(names) < 2:
-        because = "it is turned off" if pairs and spec.steps == 0 else "all answers about media are alike"
-        monitor.say(f"No warm start of the head: {because if pairs else 'the data hold no media'}.")
+    if steps == 0 or len(names) < 2:
+        because = (
+            "it is trained, or this is turned off"
+            if pairs and steps == 0
+            else "all answers about media are alike"
+        )
+        because = because if pairs else "the data hold no such media"
+        monitor.say(f"No warm start of the {modality} head: {because}.")
         return None
     device = next(head.parameters()).device
-    table, common = (tensor.to(device) for tensor in _answer_table(names, embedding))
+    table, common = (tensor.to(device) for tensor in answer_table(names, embedding))
     label = {name: i for i, name in enumerate(names)}
     marks = torch.tensor([label[pair.answer] for pair in pairs], device=device)
-    seen = _views([pair.media for pair in pairs], data).to(device)
+    seen = _views([pair.media for pair in pairs], modality, data)
     dtype = next(embedding.parameters()).dtype
     return _fit(head, seen, marks, table, common, dtype, spec, seed, monitor)
-
-
-def find_pairs(rows: Sequence[Row]) -> list[Pair]:
-    """Each medium of the rows with the first answer after it."""
-    return [
-        Pair(media, _answer_after(row, span.end))
-        for row in rows
-        for span, media in zip(row.spans, row.media, strict=True)
-    ]
 
 
 def info_nce(seen: Tensor, said: Tensor, labels: Tensor, temperature: float) -> Tensor:
@@ -90,33 +81,17 @@ def _sample(pairs: list[Pair], seed: int) -> list[Pair]:
     return [pairs[i] for i in sorted(chosen)]
 
 
-def _answer_after(row: Row, position: int) -> tuple[int, ...]:
-    start = position + int(row.loss[position:].argmax())
-    length = int((~row.loss[start:]).argmax()) or len(row.loss) - start
-    # without the end of the turn, which every answer has
-    return tuple(int(token) for token in row.tokens[start : start + max(length - 1, 1)])
-
-
-def _answer_table(names: Sequence[tuple[int, ...]], embedding: nn.Module) -> tuple[Tensor, Tensor]:
-    """[answers, D]: mean token embeddings, less what all of them have in common; and that, [D]."""
-    with torch.no_grad():
-        device = next(embedding.parameters()).device
-        means = [embedding(torch.tensor(name, device=device)).float().mean(0) for name in names]
-    table = torch.stack(means)
-    return table - table.mean(0), table.mean(0)
-
-
-def _views(media: Sequence[str], data: TrainingSet) -> Tensor:
-    """[views, Z, E, C]: as many views as memory is granted for."""
-    views = min(data.views + 1, max(1, _MOST_FEATURES // len(media)))
-    return torch.stack(
-        [torch.stack([data.load(view_key(digest, k)) for digest in media]) for k in range(views)]
-    )
+def _views(media: Sequence[str], modality: str, data: TrainingSet) -> list[list[Tensor]]:
+    """[G, S, E] by view and pair: as many views as memory is granted for."""
+    views = min(data.views, max(0, _MOST_FEATURES // len(media) - 1)) if modality in VIEWED else 0
+    return [
+        [data.load(modality, view_key(digest, number)) for digest in media] for number in range(views + 1)
+    ]
 
 
 def _fit(
     head: ProjectionHead,
-    features: Tensor,
+    features: Sequence[Sequence[Tensor]],
     labels: Tensor,
     table: Tensor,
     common: Tensor,
@@ -127,18 +102,21 @@ def _fit(
 ) -> float:
     optimizer = torch.optim.AdamW(head.parameters(), lr=spec.lr, weight_decay=spec.weight_decay)
     chance = np.random.default_rng([seed, 1])
-    views, pairs = features.shape[:2]
+    views, pairs = len(features), len(features[0])
     loss = torch.tensor(math.nan)
-    with monitor.bar("warming the head up", spec.steps) as advance:
-        for step in range(spec.steps):
-            chosen = torch.from_numpy(chance.permutation(pairs)[: spec.batch_size]).to(table.device)
-            which = torch.from_numpy(chance.integers(views, size=len(chosen))).to(table.device)
+    steps = spec.steps or 0
+    with monitor.bar("warming the head up", steps) as advance:
+        for step in range(steps):
+            chosen = torch.from_numpy(chance.permutation(pairs)[: spec.batch_size])
+            which = chance.integers(views, size=len(chosen))
+            pooled = [features[view][pair] for view, pair in zip(which, chosen, strict=True)]
             for group in optimizer.param_groups:
-                group["lr"] = spec.lr * _factor(step, spec.steps)
+                group["lr"] = spec.lr * _factor(step, steps)
             # entered anew each step: autocast keeps its copies of the weights until it is left
             with torch.autocast(table.device.type, dtype, enabled=dtype == torch.bfloat16):
-                said = head(features[which, chosen])
-            seen = said.float().mean(1) - common
+                said = head(torch.cat(pooled).to(table.device))
+            seen = _means(said.float(), [len(each) for each in pooled]) - common
+            chosen = chosen.to(table.device)
             loss = info_nce(seen, table[labels[chosen]], labels[chosen], spec.temperature)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -146,6 +124,14 @@ def _fit(
             advance(loss=loss.item())
             monitor.check()
     return loss.item()
+
+
+def _means(said: Tensor, groups: Sequence[int]) -> Tensor:
+    """[groups of all media, K, D], of which each medium has so many → [media, D]."""
+    counts = torch.tensor(groups, device=said.device)
+    owner = torch.repeat_interleave(torch.arange(len(groups), device=said.device), counts)
+    sums = torch.zeros(len(groups), said.shape[2], device=said.device).index_add_(0, owner, said.mean(1))
+    return sums / counts[:, None]
 
 
 def _factor(step: int, steps: int) -> float:

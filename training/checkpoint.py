@@ -22,15 +22,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from okavango.platform.bundle import file_sha256
-from okavango.platform.errors import ConflictError
+from okavango.platform.errors import ConflictError, IntegrityError
+from okavango.training.mirror import Mirror
 
 _TENSORS = "state.safetensors"
 _STATE = "state.json"
 _FOLDER = re.compile(r"step-(\d+)", re.ASCII)
+_BEST = "best"
 _KEPT = 2
 
 
@@ -52,11 +55,13 @@ class Checkpoints:
 
     Args:
         fingerprint: a digest over what the run is made of: specification, data, base.
+        mirror: where they are kept for other hosts, too.
     """
 
-    def __init__(self, folder: Path, fingerprint: str) -> None:
+    def __init__(self, folder: Path, fingerprint: str, mirror: Mirror | None = None) -> None:
         self._folder = folder
         self._fingerprint = fingerprint
+        self._mirror = mirror
 
     def save(
         self,
@@ -84,7 +89,43 @@ class Checkpoints:
         shutil.rmtree(target, ignore_errors=True)
         partial.rename(target)
         self._prune()
+        if self._mirror is not None:
+            self._mirror.push(target)
         return target
+
+    def save_best(self, step: int, parameters: Mapping[str, nn.Parameter]) -> None:
+        """Keep the state of the lowest held-out loss, beside the checkpoints that runs go on from."""
+        target = self._best(step)
+        partial = self._folder / ".partial-best"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        tensors = {name: value.detach().cpu().contiguous() for name, value in parameters.items()}
+        save_file(tensors, partial / _TENSORS)
+        (partial / _STATE).write_text("{}")
+        _flush(partial)
+        shutil.rmtree(target, ignore_errors=True)
+        partial.rename(target)
+        if self._mirror is not None:
+            self._mirror.push(target)
+
+    def forget_best(self, step: int) -> None:
+        """Of other steps than this one: once a checkpoint says that this is the best."""
+        for folder in self._folder.glob(f"{_BEST}-*"):
+            if folder != self._best(step):
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def _best(self, step: int) -> Path:
+        return self._folder / f"{_BEST}-{step:06d}"
+
+    def load_best(self, step: int, parameters: Mapping[str, nn.Parameter]) -> None:
+        """Put the best state back. Raises IntegrityError where it is gone."""
+        try:
+            tensors = load_file(self._best(step) / _TENSORS)
+        except (OSError, SafetensorError) as error:
+            raise IntegrityError(f"the best state is gone: {error!r}", where=str(self._best(step))) from error
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(tensors[name])
 
     def latest(self) -> Checkpoint | None:
         """The newest checkpoint that is whole; None if there is none.
@@ -92,6 +133,8 @@ class Checkpoints:
         Raises:
             ConflictError: it is one of other data, another base or another specification.
         """
+        if self._mirror is not None:
+            self._mirror.pull(self._folder)
         for folder in reversed(self._folders()):
             checkpoint = _read(folder)
             if checkpoint is None:

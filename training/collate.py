@@ -4,11 +4,11 @@ Rows are rendered as serving renders them and never cut: one that is too long is
 starts. What comes after the last token to be predicted has no influence on the loss and is left out.
 """
 
-# Shapes: L predicted tokens of a batch, M media, E tokens a medium, C encoder width; T as in packing
+# Shapes: L predicted tokens of a batch; G, S, E as in modalities.projector; T as in packing
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,13 +16,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from okavango.modalities.content import Message
 from okavango.modalities.prompt import Renderer, Span
+from okavango.modalities.rope import places_of
 from okavango.platform.errors import DataError, PromptError
 from okavango.training.dataset import Dataset, Example
 from okavango.training.packing import Layout
 
-LoadFeatures = Callable[[str], Tensor]
-"""A medium's digest → its pooled features [E, C]."""
+LoadMedium = Callable[[str, str], Tensor]
+"""(modality, digest) → what a trainee takes: pooled features [G, S, E], or what `Encoder.prepare` gives."""
 
 
 @dataclass(frozen=True)
@@ -57,37 +59,48 @@ class Batch:
 
     Attributes:
         tokens: [T] ids.
+        own: [T] whether a token is one of a row's, and no padding.
         predicting: [L] positions whose next token is predicted.
         labels: [L] these next tokens.
         spans: where media go, in T.
-        features: [M, E, C] pooled features, one a span; None without media.
+        media: by modality, one a medium, in the order of their first spans.
+        places: [3, T] where the decoder tells a medium's positions by row and column, and there are any.
     """
 
     layout: Layout
     tokens: Tensor
+    own: Tensor
     predicting: Tensor
     labels: Tensor
     spans: tuple[Span, ...]
-    features: Tensor | None
+    media: Mapping[str, tuple[Tensor, ...]]
+    places: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
-        names = ("tokens", "predicting", "labels", "features")
-        moved = {name: tensor.to(device) for name in names if (tensor := getattr(self, name)) is not None}
-        return replace(self, **moved)
+        """Media stay where they are: who takes them knows where to."""
+        moved = {name: getattr(self, name).to(device) for name in ("tokens", "own", "predicting", "labels")}
+        places = self.places.to(device) if self.places is not None else None
+        return replace(self, **moved, places=places)
 
 
-def render_rows(dataset: Dataset, renderer: Renderer, system: str | None, max_length: int) -> list[Row]:
+def render_rows(
+    dataset: Dataset, renderer: Renderer, system: str | None, max_length: int, *, last_turn: bool = False
+) -> list[Row]:
     """Every row of a dataset, rendered.
+
+    Args:
+        last_turn: learn a row's last answer alone.
 
     Raises:
         DataError: with file and line of every row that cannot be rendered or is longer than `max_length`.
     """
     rows: list[Row] = []
     faults: list[str] = []
-    for example in dataset.rows():
-        where = f"{dataset.path}:{example.line}"
+    for i, example in enumerate(dataset.rows()):
+        where = dataset.where(i)
         try:
-            row = render_row(example, renderer, system)
+            messages = last_learned(example.messages) if last_turn else example.messages
+            row = render_row(replace(example, messages=messages), renderer, system)
         except PromptError as error:
             faults.append(f"{where}: {error}")
             continue
@@ -99,7 +112,7 @@ def render_rows(dataset: Dataset, renderer: Renderer, system: str | None, max_le
             f"{len(faults)} of {len(dataset)} rows cannot be used",
             tuple(faults),
             where=str(dataset.path),
-            remedy="shorten or remove them, or raise max_length up to the base's context",
+            remedy="shorten or remove them, or raise max_length and batch_tokens up to the base's context",
         )
     return rows
 
@@ -120,21 +133,35 @@ def render_row(example: Example, renderer: Renderer, system: str | None) -> Row:
     )
 
 
-def collate(rows: Sequence[Row], load: LoadFeatures) -> Batch:
-    """Pack rows, with the features of their media."""
+def last_learned(messages: Sequence[Message]) -> tuple[Message, ...]:
+    """With the last of the answers that are learned as the only one."""
+    *_, last = (i for i, each in enumerate(messages) if each.role == "assistant" and each.is_learned)
+    return tuple(replace(each, is_learned=i == last) for i, each in enumerate(messages))
+
+
+def collate(rows: Sequence[Row], load: LoadMedium) -> Batch:
+    """Pack rows, with their media."""
     shared = _shared(rows)
     length = max(row.length for row in rows) - shared
-    layout = Layout(shared, len(rows), length)
+    mutual = [
+        (i, span.start - shared, span.end - shared)
+        for i, row in enumerate(rows)
+        for span in row.spans
+        if span.looks_ahead
+    ]
+    layout = Layout(shared, len(rows), length, tuple(mutual))
     # what fills the padding is never seen by a token that counts
     own = np.zeros((len(rows), length), np.int32)
     for i, row in enumerate(rows):
         own[i, : row.length - shared] = row.tokens[shared:-1]
+    is_own = np.arange(shared, shared + length) < np.array([[row.length] for row in rows])
     # where a row's position 0 would stand in T, so that its position p stands at start + p
     starts = [i * length for i in range(len(rows))]
     predicted = [np.flatnonzero(row.loss) for row in rows]
     return Batch(
         layout=layout,
         tokens=_long([rows[0].tokens[:shared], own.ravel()]),
+        own=torch.from_numpy(np.concatenate([np.ones(shared, np.bool_), is_own.ravel()])),
         predicting=_long([at - 1 + start for at, start in zip(predicted, starts, strict=True)]),
         labels=_long([row.tokens[at] for row, at in zip(rows, predicted, strict=True)]),
         spans=tuple(
@@ -142,8 +169,31 @@ def collate(rows: Sequence[Row], load: LoadFeatures) -> Batch:
             for row, start in zip(rows, starts, strict=True)
             for span in row.spans
         ),
-        features=_stack([load(digest) for row in rows for digest in row.media]),
+        media=load_media([(row.spans, row.media) for row in rows], load),
+        places=_places(rows, shared, length),
     )
+
+
+def load_media(
+    rows: Iterable[tuple[Sequence[Span], Sequence[str]]], load: LoadMedium
+) -> dict[str, tuple[Tensor, ...]]:
+    """Rows' media by modality, each once for its first span."""
+    found: dict[str, list[Tensor]] = {}
+    for spans, digests in rows:
+        for span, digest in zip(spans, digests, strict=True):
+            if span.offset == 0:
+                found.setdefault(span.modality, []).append(load(span.modality, digest))
+    return {modality: tuple(media) for modality, media in found.items()}
+
+
+def _places(rows: Sequence[Row], shared: int, length: int) -> Tensor | None:
+    if not any(span.grid for row in rows for span in row.spans):
+        return None
+    own = np.zeros((3, len(rows), length), np.int64)
+    for i, row in enumerate(rows):
+        own[:, i, : row.length - shared] = places_of(row.length, row.spans)[0][:, shared:]
+    common = np.broadcast_to(np.arange(shared), (3, shared))
+    return torch.from_numpy(np.concatenate([common, own.reshape(3, -1)], axis=1))
 
 
 def _shared(rows: Sequence[Row]) -> int:
@@ -160,10 +210,6 @@ def _shared(rows: Sequence[Row]) -> int:
 def _private(row: Row) -> int:
     starts = [span.start for span in row.spans]
     return min([int(row.loss.argmax()) - 1, row.length - 1, *starts])
-
-
-def _stack(features: Sequence[Tensor]) -> Tensor | None:
-    return torch.stack(list(features)) if features else None
 
 
 def _long(parts: Sequence[NDArray[np.generic]]) -> Tensor:

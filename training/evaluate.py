@@ -4,23 +4,21 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from rich.table import Table
 from torch import Tensor
 
-from okavango.modalities.embed import place
 from okavango.modalities.prompt import Rendered, Renderer
-from okavango.training.collate import LoadFeatures, collate
+from okavango.modalities.rope import places_of
+from okavango.training.collate import LoadMedium, collate, load_media
 from okavango.training.dataset import Dataset, Example
-from okavango.training.loop import TrainingSet
+from okavango.training.loop import TrainingSet, data_order
 from okavango.training.model import Trainee
 from okavango.training.monitor import Monitor
-from okavango.training.objective import answer_loss
+from okavango.training.packing import looking_ahead
 from okavango.training.spec import TrainSpec
 
 _MOST_SHOWN = 60  # characters of a cell
@@ -28,29 +26,34 @@ _MOST_SHOWN = 60  # characters of a cell
 
 @dataclass(frozen=True)
 class Question:
-    """A held-out row's last answer, and what leads to it. `shown`: picture's name and text, for people."""
+    """A held-out row's last answer, and what leads to it. `shown`: media's names and text, for people."""
 
     prompt: Rendered
     expected: str
     shown: str
+    line: int
 
 
 @dataclass(frozen=True)
 class Sample:
+    """An answer. `line`: of its row in the held-out data; `media`: digests of what it is about."""
+
     shown: str
     expected: str
     answer: str
+    line: int
+    media: tuple[str, ...]
 
 
 @torch.no_grad()
-def held_out_loss(trainee: Trainee, data: TrainingSet, batch_size: int) -> float:
+def held_out_loss(trainee: Trainee, data: TrainingSet, spec: TrainSpec) -> float:
     """Mean cross-entropy of the rows' answer tokens, in nats."""
     trainee.eval()
-    rows = sorted(data.rows, key=lambda row: row.length)
+    order, rows = data_order(data.rows, spec), data.rows
     total = torch.zeros((), dtype=torch.float64)
-    for start in range(0, len(rows), batch_size):
-        batch = collate(rows[start : start + batch_size], data.load).to(trainee.device)
-        total += answer_loss(trainee(batch), batch.labels).double().cpu()
+    for chosen in (batch for step in range(order.steps_an_epoch) for batch in order.batches(step)):
+        batch = collate([rows[i] for i in chosen], data.load).to(trainee.device)
+        total += trainee.loss(batch).double().cpu()
     return float(total) / sum(row.answer_tokens for row in rows)
 
 
@@ -64,7 +67,7 @@ def answer_questions(
     trainee: Trainee,
     questions: Sequence[Question],
     renderer: Renderer,
-    load: LoadFeatures,
+    load: LoadMedium,
     spec: TrainSpec,
     context: int,
     monitor: Monitor,
@@ -79,24 +82,15 @@ def answer_questions(
             prompts = [questions[i].prompt for i in chosen]
             texts = _generate(trainee, prompts, renderer, load, spec.max_new_tokens, context)
             for i, text in zip(chosen, texts, strict=True):
-                samples[i] = Sample(questions[i].shown, questions[i].expected, text)
+                samples[i] = _sample(questions[i], text)
             advance(len(chosen))
             monitor.check()
     return [samples[i] for i in range(len(questions))]
 
 
-def score(answers: Sequence[str], expected: Sequence[str]) -> dict[str, float]:
-    """BLEU-4 and chrF over all answers, as sacrebleu counts them (0 to 100), and the share that is exact."""
-    from sacrebleu.metrics.bleu import BLEU
-    from sacrebleu.metrics.chrf import CHRF
-
-    exact = sum(a.strip() == e.strip() for a, e in zip(answers, expected, strict=True))
-    return {
-        # effective order: answers that all have fewer than four words are not worth nothing
-        "bleu4": BLEU(effective_order=True).corpus_score(list(answers), [list(expected)]).score,
-        "chrf": CHRF().corpus_score(list(answers), [list(expected)]).score,
-        "exact_match": exact / len(answers),
-    }
+def _sample(question: Question, answer: str) -> Sample:
+    media = tuple(medium.digest for medium in question.prompt.media)
+    return Sample(question.shown, question.expected, answer, question.line, media)
 
 
 def sample_table(samples: Iterable[Sample]) -> Table:
@@ -111,7 +105,7 @@ def _generate(
     trainee: Trainee,
     prompts: Sequence[Rendered],
     renderer: Renderer,
-    load: LoadFeatures,
+    load: LoadMedium,
     max_new_tokens: int,
     context: int,
 ) -> list[str]:
@@ -126,11 +120,39 @@ def _generate(
         eos_token_id=ends,
         pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends[0],
     )
-    found = trainee.decoder.generate(inputs_embeds=embeddings, attention_mask=mask, generation_config=config)
+    with looking_ahead(_mutual(prompts)), trainee.at(*_in_grids(prompts, trainee.device)):
+        found = trainee.decoder.generate(
+            inputs_embeds=embeddings, attention_mask=mask, generation_config=config
+        )
     return [str(tokenizer.decode(_until(row, ends), skip_special_tokens=True)) for row in found.tolist()]
 
 
-def _left_padded(trainee: Trainee, prompts: Sequence[Rendered], load: LoadFeatures) -> tuple[Tensor, Tensor]:
+def _in_grids(prompts: Sequence[Rendered], device: torch.device) -> tuple[Tensor | None, Tensor | None]:
+    """Places [3, B, N] of prompts that end together, and how far beyond its number of tokens each goes on;
+    nothing where no decoder asks."""
+    if not any(span.grid for prompt in prompts for span in prompt.spans):
+        return None, None
+    longest = max(len(prompt.tokens) for prompt in prompts)
+    places, shift = torch.zeros(3, len(prompts), longest, dtype=torch.long), []
+    for i, prompt in enumerate(prompts):
+        own, after = places_of(len(prompt.tokens), prompt.spans)
+        places[:, i, longest - len(prompt.tokens) :] = torch.from_numpy(own)
+        shift.append(after - len(prompt.tokens))
+    return places.to(device), torch.tensor(shift, device=device)
+
+
+def _mutual(prompts: Sequence[Rendered]) -> list[tuple[int, int, int]]:
+    """(row, start, end) of positions that see each other, in prompts that end together."""
+    longest = max(len(prompt.tokens) for prompt in prompts)
+    return [
+        (i, longest - len(prompt.tokens) + span.start, longest - len(prompt.tokens) + span.end)
+        for i, prompt in enumerate(prompts)
+        for span in prompt.spans
+        if span.looks_ahead
+    ]
+
+
+def _left_padded(trainee: Trainee, prompts: Sequence[Rendered], load: LoadMedium) -> tuple[Tensor, Tensor]:
     """Input embeddings [B, N, D] and attention mask [B, N]: answers begin where all prompts end."""
     longest = max(len(prompt.tokens) for prompt in prompts)
     tokens = torch.zeros(len(prompts), longest, dtype=torch.long)
@@ -144,17 +166,14 @@ def _left_padded(trainee: Trainee, prompts: Sequence[Rendered], load: LoadFeatur
     return embeddings, mask.to(trainee.device)
 
 
-def _place(trainee: Trainee, embeddings: Tensor, prompt: Rendered, load: LoadFeatures) -> None:
-    if not prompt.media:
-        return
-    assert trainee.head is not None
-    pooled = torch.stack([load(medium.digest) for medium in prompt.media])
-    place(embeddings, 0, prompt.spans, list(trainee.head(pooled.to(trainee.device))))
+def _place(trainee: Trainee, embeddings: Tensor, prompt: Rendered, load: LoadMedium) -> None:
+    digests = [medium.digest for medium in prompt.media]
+    trainee.place(embeddings, prompt.spans, trainee.make(load_media([(prompt.spans, digests)], load)))
 
 
 def end_tokens(trainee: Trainee, renderer: Renderer) -> list[int]:
     """Ids that end an answer, as serving knows them: the decoder's and the tokenizer's."""
-    config = getattr(trainee.decoder.get_base_model(), "generation_config", None)
+    config = trainee.base_decoder.generation_config
     named = config.eos_token_id if config is not None else None
     ids = {*(named if isinstance(named, list) else [named]), renderer.tokenizer.eos_token_id} - {None}
     return sorted(i for i in ids if i is not None)
@@ -166,22 +185,15 @@ def _until(tokens: list[int], ends: Sequence[int]) -> list[int]:
 
 def _question(dataset: Dataset, i: int, renderer: Renderer, system: str | None) -> Question:
     example = dataset.row(i)
-    last = max(k for k, message in enumerate(example.messages) if message.role == "assistant")
+    *_, last = (i for i, each in enumerate(example.messages) if each.role == "assistant" and each.is_learned)
     prompt = renderer.prompt(example.messages[:last], system)
-    return Question(prompt, example.messages[last].text, _shown(dataset, i, example))
+    return Question(prompt, example.messages[last].text, _shown(dataset, i, example), example.line)
 
 
 def _shown(dataset: Dataset, i: int, example: Example) -> str:
-    """The row's last question, led by the names of its pictures where they have any."""
+    """The row's last question, led by the names of its media where they have any."""
     text = next((m.text for m in reversed(example.messages) if m.role == "user"), "")
-    names = [url.rpartition("/")[2] for url in _urls(json.loads(dataset.line(i))) if url[:5] != "data:"]
-    return " ".join([*names, text])
-
-
-def _urls(raw: Mapping[str, Any]) -> list[str]:
-    contents = [message["content"] for message in raw["messages"]]
-    parts = [part for content in contents if isinstance(content, list) for part in content]
-    return [part["image_url"]["url"] for part in parts if part["type"] == "image_url"]
+    return " ".join([*dataset.names(i), text])
 
 
 def _cell(text: str) -> str:

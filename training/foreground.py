@@ -23,7 +23,17 @@ from okavango.training.run import Outcome
 from okavango.training.spec import parse_spec, read_toml
 from okavango.training.worker import run_job, submit
 
-_SCORES = {"loss": "loss", "bleu4": "BLEU-4", "chrf": "chrF", "exact_match": "exact match"}
+_SCORES = {
+    "loss": "loss",
+    "bleu4": "BLEU-4",
+    "chrf": "chrF",
+    "rouge_l": "ROUGE-L",
+    "cider": "CIDEr",
+    "exact_match": "exact match",
+    "wer": "word error rate",
+    "retrieval_r1_text": "R@1 of texts",
+    "retrieval_r1_media": "R@1 of media",
+}
 
 
 def start(settings: Settings, config: Path | None, flags: Mapping[str, Any], resume: str | None) -> int:
@@ -50,10 +60,35 @@ def start(settings: Settings, config: Path | None, flags: Mapping[str, Any], res
         catalog.close()
 
 
-def _submit(catalog: Catalog, settings: Settings, config: Path | None, flags: Mapping[str, Any]) -> str:
+def enqueue(
+    settings: Settings, config: Path | None, flags: Mapping[str, Any], resume: str | None, priority: int
+) -> int:
+    """Queue a job, or a paused one again, for whichever worker comes; the exit code.
+
+    Raises:
+        OkavangoError: as submit and Catalog.resume_job.
+    """
+    catalog = open_catalog(settings)
+    try:
+        if resume is None:
+            resume = _submit(catalog, settings, config, flags, priority)
+        else:
+            _refuse_settings(config, flags)
+            catalog.resume_job(resume)
+    finally:
+        catalog.close()
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"Queued {resume}")
+    console.print(f"Work on it with: okavango worker   Look at it with: okavango jobs show {resume}")
+    return 0
+
+
+def _submit(
+    catalog: Catalog, settings: Settings, config: Path | None, flags: Mapping[str, Any], priority: int = 0
+) -> str:
     raw = read_toml(config) if config is not None else {}
     spec = parse_spec(merge(raw, flags), where=str(config) if config is not None else None)
-    return submit(catalog, settings, spec).id
+    return submit(catalog, settings, spec, priority=priority).id
 
 
 def _refuse_settings(config: Path | None, flags: Mapping[str, Any]) -> None:
@@ -126,10 +161,20 @@ def _show(console: Console, outcome: Outcome) -> None:
     version = outcome.version
     if outcome.samples:
         console.print(sample_table(outcome.samples))
-    scores = ", ".join(
-        f"{label} {version.metrics[name]:.3g}" for name, label in _SCORES.items() if name in version.metrics
-    )
+    scores = [
+        _score(label, name, version.metrics) for name, label in _SCORES.items() if name in version.metrics
+    ]
     if scores:
-        console.print(f"Held-out: {scores}", highlight=False)
+        console.print("Held-out: " + ", ".join(scores), highlight=False)
     console.print(f"{version.ref}  {version.digest}", highlight=False, soft_wrap=True)
     console.print(f"Serve it with: okavango serve --base {version.base}", highlight=False)
+
+
+def _score(label: str, name: str, metrics: Mapping[str, Any]) -> str:
+    """A score with what is known of it: chrF 26.7 (24.9 to 28.5; base 8.3)."""
+    known = []
+    if f"{name}_low" in metrics:
+        known.append(f"{metrics[f'{name}_low']:.3g} to {metrics[f'{name}_high']:.3g}")
+    if f"base_{name}" in metrics:
+        known.append(f"base {metrics[f'base_{name}']:.3g}")
+    return f"{label} {metrics[name]:.3g}" + (f" ({'; '.join(known)})" if known else "")

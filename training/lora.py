@@ -21,23 +21,42 @@ from peft.tuners.lora.layer import Linear, LoraVariant
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from okavango.training.spec import LoraSpec
+from okavango.modalities.adapted import encoder_targets
+from okavango.modalities.base import EncoderSpec
+from okavango.modalities.encoders import Encoder
+from okavango.training.pissa import INIT
+from okavango.training.spec import ALL_LINEAR, EncoderLoraSpec, LoraSpec, ending_in
 
 _DRAW = 4  # int16 values of an int64
 
 
 def attach_lora(decoder: PreTrainedModel, spec: LoraSpec, base_name: str) -> PeftModel:
     """The decoder with fresh LoRA factors in float32, drawn from torch's global random state."""
+    targets = spec.targets if isinstance(spec.targets, str) else list(spec.targets)
     config = LoraConfig(
         r=spec.r,
         lora_alpha=spec.alpha,
         lora_dropout=spec.dropout,
-        target_modules=spec.targets if isinstance(spec.targets, str) else list(spec.targets),
+        target_modules=targets,
         use_rslora=spec.use_rslora,
+        init_lora_weights=INIT if spec.init == "pissa" else True,
         task_type="CAUSAL_LM",
     )
+    return _attach(decoder, config, base_name)
+
+
+def adapt_encoder(encoder: Encoder, spec: EncoderSpec, lora: EncoderLoraSpec, base_name: str) -> PeftModel:
+    """An encoder with fresh LoRA factors in float32 on the linear layers that are served; in place."""
+    names = [target.name for target in encoder_targets(spec)]
+    if lora.targets != ALL_LINEAR:
+        names = sorted({name for ending in lora.targets for name in ending_in(ending, names)})
+    config = LoraConfig(r=lora.r, lora_alpha=lora.alpha, target_modules=names, use_rslora=lora.use_rslora)
+    return _attach(encoder.module, config, base_name)
+
+
+def _attach(module_: nn.Module, config: LoraConfig, base_name: str) -> PeftModel:
     with quiet_peft():
-        model = get_peft_model(decoder, config)
+        model = get_peft_model(module_, config)
     # a bundle goes to other machines: the base by its name, not by its path on this one
     model.peft_config["default"].base_model_name_or_path = base_name
     for module in model.modules():

@@ -1,66 +1,200 @@
-"""What a job trains: LoRA factors and a projection head, around a frozen decoder."""
+"""What a job trains: LoRA factors and projection heads, around a frozen decoder and its encoders."""
 
-# Shapes: T, L as in collate; M media, E tokens a medium, C encoder width, D decoder width, V vocabulary
+# Shapes: T, L as in collate; M embeddings of a medium, D decoder width, V vocabulary
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, cast
 
+import numpy as np
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from okavango.modalities.base import Base, load_decoder, load_head
-from okavango.modalities.embed import place
+from okavango.modalities.embed import embedding_std, place
+from okavango.modalities.embedding import EmbeddingHead, EmbeddingSpec, new_embedding
+from okavango.modalities.encoders import Encoder, load_encoder
 from okavango.modalities.precision import resolve_dtype
-from okavango.modalities.projector import ProjectionHead
-from okavango.training.collate import Batch
-from okavango.training.lora import attach_lora
-from okavango.training.packing import ATTENTION, packed
-from okavango.training.spec import LoraSpec
+from okavango.modalities.projector import HeadSpec, ProjectionHead, new_head, pool
+from okavango.modalities.prompt import Span
+from okavango.modalities.rope import rope_of
+from okavango.platform.errors import UnsupportedError
+from okavango.training.collate import Batch, Row, collate
+from okavango.training.lora import adapt_encoder, attach_lora
+from okavango.training.memory import rows_of_logits
+from okavango.training.objective import answer_loss, parted_loss
+from okavango.training.packing import ATTENTION, packed, recomputing
+from okavango.training.pissa import factors
+from okavango.training.quantized import packing_of
+from okavango.training.spec import TrainSpec
+
+Made = Mapping[str, Sequence[Tensor]]
+"""By modality, what became of each medium: [M, D]."""
+
+
+@dataclass(frozen=True)
+class AdaptedEncoder:
+    """An encoder whose layers LoRA adapts: `peft` holds the factors, `encoder` runs through them."""
+
+    encoder: Encoder
+    peft: PeftModel
 
 
 class Trainee(nn.Module):
-    """The decoder in the run's precision; LoRA factors and head in float32.
+    """The decoder in the run's precision, with LoRA or as it is; LoRA factors and heads in float32.
 
     Attributes:
-        head: the image head; None for a base without an image encoder.
-        trains_head: whether the head learns; otherwise it is the base's own.
+        heads: by modality, those that the data need.
+        trained_heads: of them, those that learn; the others are the base's own.
+        encoders: by modality, those that learn.
+        space: where a joint objective compares media and texts; None without one.
+        start: factors that the decoder's began as, where these are not to be in the adapter: see pissa.
     """
 
-    def __init__(self, decoder: PeftModel, head: ProjectionHead | None, *, trains_head: bool) -> None:
+    def __init__(
+        self,
+        decoder: PeftModel | PreTrainedModel,
+        heads: Mapping[str, ProjectionHead],
+        trained_heads: Collection[str] = (),
+        encoders: Mapping[str, AdaptedEncoder] | None = None,
+        space: EmbeddingHead | None = None,
+    ) -> None:
         super().__init__()
-        self.decoder = decoder
-        self.head = head
-        self.trains_head = trains_head and head is not None
-        if head is not None:
-            head.requires_grad_(self.trains_head)
-        base: Any = decoder.get_base_model()
-        self._layers: int = base.config.get_text_config().num_hidden_layers
+        self.decoder: Any = decoder
+        self.heads = nn.ModuleDict(dict(heads))
+        self.trained_heads = frozenset(trained_heads)
+        self.encoders = dict(encoders or {})
+        self.space = space
+        self.start: dict[str, Tensor] | None = None
+        self._ends_in_head: bool | None = None  # looked at when the first loss is asked for
+        self._encoder_factors = nn.ModuleDict({name: each.peft for name, each in self.encoders.items()})
+        for name, head in self.heads.items():
+            head.requires_grad_(name in self.trained_heads)
+        self._rope = rope_of(decoder)
+        self._layers: int = self.base_decoder.config.get_text_config().num_hidden_layers
 
     @property
     def device(self) -> torch.device:
         return next(self.decoder.parameters()).device
 
-    def forward(self, batch: Batch) -> Tensor:
-        """Logits [L, V] of the tokens that are to be predicted."""
-        with packed(batch.layout, self._layers):
+    @property
+    def base_decoder(self) -> PreTrainedModel:
+        """The decoder's model, inside its LoRA if it has one."""
+        model: PreTrainedModel = self.decoder
+        return cast("PreTrainedModel", model.get_base_model()) if isinstance(model, PeftModel) else model
+
+    def train(self, mode: bool = True) -> Trainee:
+        """Encoders stay as they are served: no statistics of theirs move."""
+        super().train(mode)
+        self._encoder_factors.eval()
+        return self
+
+    def forward(self, batch: Batch, made: Made | None = None, routed: list[Tensor] | None = None) -> Tensor:
+        """Logits [L, V] of the tokens that are to be predicted.
+
+        Args:
+            made: what `make` gave for the batch's media, or something in its place.
+            routed: gets what the routers of a mixture of experts say: see routing.
+        """
+        asked = {} if routed is None else {"output_router_logits": True}
+        places = batch.places[:, None] if batch.places is not None else None
+        with packed(batch.layout, self._layers), self.at(places):
             output = self.decoder(
-                inputs_embeds=self.embed(batch),
+                inputs_embeds=self.embed(batch, made),
                 position_ids=batch.layout.positions(self.device),
                 use_cache=False,
                 logits_to_keep=batch.predicting,
+                **asked,
             )
+        if routed is not None:
+            routed += output.router_logits
         return output.logits[0]
 
-    def embed(self, batch: Batch) -> Tensor:
+    def loss(
+        self,
+        batch: Batch,
+        made: Made | None = None,
+        routed: list[Tensor] | None = None,
+        smoothing: float = 0.0,
+    ) -> Tensor:
+        """objective.answer_loss of forward's logits, which are not all made at once where that can be had."""
+        head = self._head_apart()
+        if head is None:
+            return answer_loss(self(batch, made, routed), batch.labels, smoothing)
+        with _one_row(head) as given:
+            self(batch, made, routed)
+        rows = rows_of_logits(self.base_decoder.config.get_text_config().vocab_size, self.device.type)
+        return parted_loss(given[0][0], batch.labels, head, rows, smoothing)
+
+    def _head_apart(self) -> nn.Module | None:
+        """The decoder's last layer, where it is frozen and what it gives are the logits; else None."""
+        head = self.base_decoder.get_output_embeddings()
+        if not isinstance(head, nn.Module) or any(each.requires_grad for each in head.parameters()):
+            return None
+        if self._ends_in_head is None:
+            self._ends_in_head = self._gives_logits(head)
+        return head if self._ends_in_head else None
+
+    @torch.no_grad()
+    def _gives_logits(self, head: nn.Module) -> bool:
+        """Whether nothing is done to logits after the last layer, as a cap would be."""
+        row = Row(1, np.arange(3, dtype=np.int32), np.array([False, True, True]), (), ())
+        training = self.training
+        self.eval()  # no dropout, which would draw from the run's numbers
+        try:
+            with _one_row(head) as given:
+                logits = self(collate([row], lambda modality, digest: torch.empty(0)).to(self.device))
+            return len(given) == 1 and given[0].dim() == 3 and torch.equal(head(given[0][:, :1])[0], logits)
+        finally:
+            self.train(training)
+
+    def at(self, places: Tensor | None, shift: Tensor | None = None) -> AbstractContextManager[None]:
+        """Within, the decoder's positions are those in three dimensions, if it has any: modalities.rope."""
+        return self._rope.at(places, shift) if self._rope is not None else nullcontext()
+
+    def embed(self, batch: Batch, made: Made | None = None) -> Tensor:
         """[1, T, D]: the tokens' embeddings, with media in their spans."""
         embeddings: Tensor = self.embedding()(batch.tokens)[None]
-        if batch.features is not None:
-            assert self.head is not None
-            place(embeddings, 0, batch.spans, list(self.head(batch.features)))
+        self.place(embeddings, batch.spans, self.make(batch.media) if made is None else made)
         return embeddings
+
+    def make(self, media: Mapping[str, Sequence[Tensor]]) -> Made:
+        """[M, D] of each medium, by modality, in order."""
+        return {name: self.vectors(name, inputs) for name, inputs in media.items()}
+
+    def place(self, embeddings: Tensor, spans: Sequence[Span], made: Made) -> None:
+        """Put media, by modality in the order of their first spans, into embeddings [1, T, D]."""
+        coming = {name: iter(vectors) for name, vectors in made.items()}
+        current: dict[str, Tensor] = {}
+        filling = []
+        for span in spans:
+            if span.offset == 0:
+                current[span.modality] = next(coming[span.modality])
+            filling.append(current[span.modality])
+        place(embeddings, 0, spans, filling)
+
+    def vectors(self, modality: str, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """[M, D] of each medium: of its pooled features, or, where the encoder learns, of what its `prepare`
+        gives."""
+        head = self.head(modality)
+        if modality in self.encoders:
+            features = self.encoders[modality].encoder.features(inputs)
+            inputs = [pool(each.float(), head.spec) for each in features]
+        inputs = [each.to(self.device) for each in inputs]
+        if len({each.shape[1:] for each in inputs}) > 1:  # an identity head's, which computes nothing
+            return [head(each).flatten(0, 1) for each in inputs]
+        parts: Sequence[Tensor] = head(torch.cat(inputs)).split([len(each) for each in inputs])
+        return [part.flatten(0, 1) for part in parts]
+
+    def head(self, modality: str) -> ProjectionHead:
+        head = self.heads[modality]
+        assert isinstance(head, ProjectionHead)
+        return head
 
     def embedding(self) -> nn.Module:
         """The decoder's token embeddings."""
@@ -73,34 +207,109 @@ class Trainee(nn.Module):
                 yield f"decoder.{name}", parameter
 
     def head_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        if self.head is not None and self.trains_head:
-            for name, parameter in self.head.named_parameters():
-                yield f"head.{name}", parameter
+        for modality in sorted(self.trained_heads):
+            for name, parameter in self.head(modality).named_parameters():
+                yield f"heads.{modality}.{name}", parameter
+
+    def encoder_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        for modality, adapted in sorted(self.encoders.items()):
+            for name, parameter in adapted.peft.named_parameters():
+                if parameter.requires_grad:
+                    yield f"encoders.{modality}.{name}", parameter
+
+    def space_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        if self.space is not None:
+            for name, parameter in self.space.named_parameters():
+                yield f"space.{name}", parameter
 
     def trained(self) -> dict[str, nn.Parameter]:
         """Everything that learns, by name, in a fixed order."""
-        return dict([*self.lora_parameters(), *self.head_parameters()])
+        learned = (self.lora_parameters, self.head_parameters, self.encoder_parameters, self.space_parameters)
+        return dict(pair for parameters in learned for pair in parameters())
+
+
+@contextmanager
+def _one_row(head: nn.Module) -> Iterator[list[Tensor]]:
+    """Within, the layer computes its first row alone, and what it was given [1, L, D] is kept."""
+    given: list[Tensor] = []
+
+    def keep(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+        given.append(inputs[0])
+        return (inputs[0][:, :1],)
+
+    with head.register_forward_pre_hook(keep):
+        yield given
 
 
 def build_trainee(
     base: Base,
-    lora: LoraSpec,
+    spec: TrainSpec,
     dtype: torch.dtype,
     device: str = "cpu",
     *,
-    media: bool,
-    trains_head: bool,
+    modalities: Collection[str] = (),
+    learned: Collection[str] = (),
 ) -> Trainee:
     """A fresh trainee; its factors come from torch's global random state.
 
     Args:
-        media: whether any data hold some, so that a head is needed.
-        trains_head: whether it learns; one that sees no media in training has nothing to learn from.
+        modalities: of which any data hold media, so that heads are needed.
+        learned: of which the training data do; what sees none in training has nothing to learn from.
     """
-    decoder = load_decoder(base, dtype, device, attention=ATTENTION)
-    model = attach_lora(decoder, lora, base.name)
-    head = load_head(base.heads["image"]) if media else None
-    return Trainee(model, head, trains_head=trains_head).to(device).train()
+    decoder = load_decoder(base, dtype, device, ATTENTION, packing_of(spec.quantization, dtype))
+    loudness = embedding_std(decoder)
+    model = attach_lora(decoder, spec.lora, base.name) if spec.lora.train else decoder
+    if spec.recompute:
+        _keep_less(decoder)
+    heads = {name: _head(base, spec, name, loudness) for name in sorted(modalities)}
+    encoders = {
+        name: _encoder(base, spec, name, dtype, device) for name in sorted(learned) if name in spec.encoders
+    }
+    # a pretrained connector's head passes on what it gets, and has nothing to learn
+    able = {name for name, head in heads.items() if any(True for _ in head.parameters())}
+    trained = able.intersection(learned) if spec.head.train else ()
+    space = None
+    if spec.joint.weight and learned:
+        width = next(iter(heads.values())).spec.out_width
+        shape = EmbeddingSpec(width, spec.joint.width, tuple(sorted(learned)))
+        space = new_embedding(shape, spec.joint.temperature, spec.seed)
+    trainee = Trainee(model, heads, trained, encoders, space).to(device).train()
+    if spec.lora.train and spec.lora.init == "pissa":
+        trainee.start = factors(trainee.decoder)
+    return trainee
+
+
+def _keep_less(decoder: PreTrainedModel) -> None:
+    """Keep what goes into a layer alone for the backward pass, which computes the rest anew."""
+    model: Any = decoder
+    # transformers 5.23 has the first name, and warns of the second, which is all that 5.17 has
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    try:
+        enable({"use_reentrant": False, "context_fn": recomputing})
+        decoder.disable_input_require_grads()  # that is for the reentrant kind
+    except ValueError as error:  # transformers': layers that do not know of it
+        raise UnsupportedError(
+            f"{type(decoder).__name__} computes no layer anew", where="recompute", remedy="set it to false"
+        ) from error
+
+
+def head_spec(base: Base, spec: TrainSpec, modality: str) -> HeadSpec:
+    """The shape of the head that a job uses: the base's, or what the job asks for instead."""
+    default = base.heads[modality].spec
+    shape = spec.heads.get(modality)
+    return default if shape is None else shape.over(default)
+
+
+def _head(base: Base, spec: TrainSpec, modality: str, loudness: float) -> ProjectionHead:
+    if modality in spec.heads:
+        return new_head(head_spec(base, spec, modality), loudness, seed=spec.seed)
+    return load_head(base.heads[modality])
+
+
+def _encoder(base: Base, spec: TrainSpec, modality: str, dtype: torch.dtype, device: str) -> AdaptedEncoder:
+    encoder = load_encoder(base.encoders[modality], dtype, device)
+    peft = adapt_encoder(encoder, base.encoders[modality], spec.encoders[modality], base.name)
+    return AdaptedEncoder(encoder, peft)
 
 
 def precision(name: str, device: str = "cpu") -> torch.dtype:

@@ -1,4 +1,4 @@
-"""What a run tells (lines, bars, the progress in its job's row), and what it is told: to stop.
+"""What a run tells (lines, bars, its job's progress and events), and what it is told: to stop.
 
 A run asks at places where it can stop without losing anything; whoever wants it to stop only leaves word.
 """
@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from okavango.platform.catalog.events import Event
 
 # Where a bar cannot be drawn, it becomes a line every so many seconds.
 _LINE_SECONDS = 20.0
@@ -23,6 +26,7 @@ class Reason(StrEnum):
     """Why a run is to stop; the later ones overrule the earlier."""
 
     INTERRUPT = "interrupted"
+    PAUSE = "paused"
     CANCEL = "cancelled"
     LOST = "lease lost"
 
@@ -44,12 +48,17 @@ class Monitor:
 
     Args:
         console: where lines and bars go; None for a run that nobody watches.
+
+    Attributes:
+        listeners: are told every event, by the thread that notes it.
     """
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console(quiet=True)
         self._reasons: set[Reason] = set()
         self._lock = threading.Lock()
+        self._events: list[Event] = []
+        self.listeners: list[Callable[[Event], None]] = []
         self.progress: dict[str, Any] = {}
 
     def stop(self, reason: Reason) -> None:
@@ -68,6 +77,35 @@ class Monitor:
             raise Stopped(self.reason)
 
     def say(self, text: str) -> None:
+        """A line, on the console and among the job's events."""
+        self._line(text)
+        self.note("message", text)
+
+    def note(self, kind: str, message: str, **data: Any) -> None:
+        """An event of the job: see catalog.events.Event for the kinds."""
+        event = Event(kind, message, data=data or None, at=datetime.now(UTC))
+        with self._lock:
+            self._events.append(event)
+        for tell in self.listeners:
+            tell(event)
+
+    @property
+    def has_events(self) -> bool:
+        return bool(self._events)
+
+    @contextmanager
+    def taken_events(self) -> Iterator[Sequence[Event]]:
+        """Events that were not written yet; they are still to be, where the block does not end well."""
+        with self._lock:
+            taken, self._events = self._events, []
+        try:
+            yield taken
+        except BaseException:
+            with self._lock:
+                self._events = taken + self._events
+            raise
+
+    def _line(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def show(self, renderable: Any) -> None:
@@ -76,7 +114,7 @@ class Monitor:
     @contextmanager
     def bar(self, label: str, total: int, done: int = 0) -> Iterator[Advance]:
         """A bar of `total` parts; the block calls what it yields as they get done."""
-        line = _Lines(self.say, label, total) if not self._console.is_terminal else None
+        line = _Lines(self._line, label, total) if not self._console.is_terminal else None
         self.progress = {"phase": label, "done": done, "total": total}
         with Progress(*_columns(), console=self._console, disable=line is not None) as bars:
             task = bars.add_task(label, total=total, completed=done, shown="")

@@ -15,8 +15,8 @@ kernel in bfloat16 takes five times as long there.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -38,11 +38,15 @@ _MOST_SCORES = 1 << 25
 
 @dataclass(frozen=True)
 class Layout:
-    """How [1, T] is laid out: P, B and N."""
+    """How [1, T] is laid out: P, B and N.
+
+    `mutual`: (row, start, end) of positions among a row's own that see each other, later ones too.
+    """
 
     shared: int
     rows: int
     length: int
+    mutual: tuple[tuple[int, int, int], ...] = ()
 
     def positions(self, device: torch.device) -> Tensor:
         """[1, T] position of each token in its own row."""
@@ -68,16 +72,29 @@ def packed(layout: Layout, layers: int) -> Iterator[None]:
     Raises:
         UnsupportedError: not all of the decoder's `layers` came by.
     """
-    state = _Packed(layout)
-    token = _packed.set(state)
-    try:
+    with _within(layout) as state:
         yield
-    finally:
-        _packed.reset(token)
     if state.calls != layers:
         raise UnsupportedError(
             f"{state.calls} of the decoder's {layers} layers use transformers' attention interface"
         )
+
+
+def recomputing() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+    """What torch.utils.checkpoint asks for, `context_fn`: contexts of a layer's forward pass and of its
+    recomputation, which the backward pass does when `packed` is over."""
+    state = _packed.get()
+    return nullcontext(), nullcontext() if state is None else _within(state.layout)
+
+
+@contextmanager
+def _within(layout: Layout) -> Iterator[_Packed]:
+    state = _Packed(layout)
+    token = _packed.set(state)
+    try:
+        yield state
+    finally:
+        _packed.reset(token)
 
 
 def attend(
@@ -107,10 +124,11 @@ def _attend_rows(
     query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float, window: int | None
 ) -> Tensor:
     own, shared = _rows(query, layout), layout.shared
+    mutual = layout.mutual
     if not shared:
-        return _join(_attention(own, _rows(key, layout), _rows(value, layout), scale, window))
+        return _join(_attention(own, _rows(key, layout), _rows(value, layout), scale, window, mutual))
     keys, values = (torch.cat([_common(x, layout), _rows(x, layout)], 2) for x in (key, value))
-    rows = _attention(own, keys, values, scale, window)
+    rows = _attention(own, keys, values, scale, window, mutual)
     start = _attention(query[:, :, :shared], key[:, :, :shared], value[:, :, :shared], scale, window)
     return torch.cat([_join(start), _join(rows)], 1)
 
@@ -130,16 +148,25 @@ def _join(x: Tensor) -> Tensor:
     return x.transpose(1, 2).flatten(0, 1)[None]
 
 
-def _attention(query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scale: float,
+    window: int | None,
+    mutual: Sequence[tuple[int, int, int]] = (),
+) -> Tensor:
     """Query [B, H, Q, D], of the last of the M keys [B, K, M, D] → [B, H, Q, D]."""
     b, h, q, _ = query.shape
     k, m = key.shape[1:3]
     mask = _visible(q, m, window, query.device)
-    is_small = b * h * q * m <= _MOST_SCORES
+    if mutual:
+        mask = _looking_ahead(mask, b, mutual, window)
+    is_small = b * h * q * m <= _MOST_SCORES and not mutual
     if is_small and query.device.type == "cpu" and query.dtype == torch.bfloat16:
         return _products(query, key, value, mask, scale)
     key, value = (x.repeat_interleave(h // k, 1) for x in (key, value))
-    if q == m and window is None:
+    if q == m and window is None and not mutual:
         return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale)
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
 
@@ -161,9 +188,51 @@ def _visible(q: int, m: int, window: int | None, device: torch.device) -> Tensor
     return seen if window is None else seen.triu(m - q - window + 1)
 
 
+def _looking_ahead(
+    mask: Tensor, rows: int, mutual: Sequence[tuple[int, int, int]], window: int | None
+) -> Tensor:
+    """[B, 1, Q, M]: a mask [Q, M] with what sees each other in each row; a window hides only what is past."""
+    q, m = mask.shape
+    found = mask.expand(rows, 1, q, m).clone()
+    for row, start, end in mutual:
+        seen = _seen_ahead(end - start, window).to(mask.device)
+        found[row, 0, start:end, m - q + start : m - q + end] |= seen
+    return found
+
+
+def _seen_ahead(length: int, window: int | None) -> Tensor:
+    """[length, length]: what positions that see each other see of each other."""
+    seen = torch.ones(length, length, dtype=torch.bool)
+    return seen if window is None else seen.triu(1 - window)
+
+
+_prompts: ContextVar[tuple[tuple[int, int, int], ...]] = ContextVar("prompts", default=())
+
+
+@contextmanager
+def looking_ahead(mutual: Sequence[tuple[int, int, int]]) -> Iterator[None]:
+    """Within, and outside of `packed`, (row, start, end) of a padded batch of prompts see each other."""
+    token = _prompts.set(tuple(mutual))
+    try:
+        yield
+    finally:
+        _prompts.reset(token)
+
+
 def _mask(**arguments: Any) -> Tensor | None:
     """transformers' mask function: packed rows need none from outside."""
-    return None if _packed.get() is not None else sdpa_mask(**arguments)
+    if _packed.get() is not None:
+        return None
+    mutual = _prompts.get()
+    if not mutual or arguments["q_length"] == 1:
+        return sdpa_mask(**arguments)
+    mask = sdpa_mask(**{**arguments, "allow_is_causal_skip": False})
+    assert mask is not None
+    found = mask.expand(arguments["batch_size"], -1, -1, -1).clone()
+    for row, start, end in mutual:
+        seen = _seen_ahead(end - start, arguments.get("local_size")).to(found.device)
+        found[row, 0, start:end, start:end] |= seen
+    return found
 
 
 AttentionInterface.register(ATTENTION, attend)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from itertools import chain
@@ -14,11 +15,14 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from transformers import PreTrainedModel
 
 from okavango.modalities.base import Base, load_decoder, load_head
-from okavango.modalities.content import Limits, Message, Part, Text
-from okavango.modalities.image import ImageEncoder, decode_image
+from okavango.modalities.content import Message, Part, Text
+from okavango.modalities.embedding import write_embedding
+from okavango.modalities.encoders import Encoder, decode, encode, load_encoder
+from okavango.modalities.head_files import write_head
 from okavango.modalities.peft_files import CONFIG
 from okavango.modalities.probes import Probe, write_probes
 from okavango.modalities.projector import ProjectionHead, bind_head, pool
@@ -29,11 +33,13 @@ from okavango.platform.bundle import Manifest
 from okavango.platform.catalog.records import VersionRecord
 from okavango.platform.catalog.store import Catalog
 from okavango.platform.errors import IntegrityError, NotFoundError
-from okavango.training.collate import LoadFeatures, collate, render_row
+from okavango.training.collate import LoadMedium, collate, render_row
 from okavango.training.dataset import Dataset, Example
 from okavango.training.lora import quiet_peft
+from okavango.training.made_up import made_up
 from okavango.training.model import Trainee
 from okavango.training.packing import ATTENTION
+from okavango.training.pissa import make_plain
 from okavango.training.spec import TrainSpec
 
 _PACKAGES = ("okavango", "torch", "transformers", "peft")
@@ -44,7 +50,8 @@ _POSITIONS = 4
 
 @dataclass(frozen=True)
 class Origin:
-    """What made an adapter, for its bundle's lineage. `data` and `held_out` as Dataset."""
+    """What made an adapter, for its bundle's lineage. `data` and `held_out` as Dataset. `tokens`: that were
+    trained on, in all steps; not told of private data. `privacy`: what was spent of it."""
 
     base: Base
     spec: TrainSpec
@@ -52,6 +59,8 @@ class Origin:
     held_out: Dataset | None
     job: str
     steps: int
+    tokens: int | None
+    privacy: Mapping[str, Any] | None = None
 
     def lineage(self) -> dict[str, Any]:
         spec = self.spec.to_json()
@@ -60,12 +69,14 @@ class Origin:
             spec.pop(key)
         return {
             "base": {"name": self.base.name, "digest": self.base.digest},
-            "data": _described(self.data),
+            "data": _described(self.data, private=self.privacy is not None),
             "eval": _described(self.held_out) if self.held_out else None,
             "spec": spec,
             "job": self.job,
             "seed": self.spec.seed,
             "steps": self.steps,
+            "tokens": self.tokens,
+            **({"privacy": dict(self.privacy)} if self.privacy else {}),
             "versions": {name: version(name) for name in _PACKAGES},
         }
 
@@ -82,13 +93,20 @@ def write_bundle(
     partial = folder.with_name(f".{folder.name}-partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    _write_decoder(partial / "decoder", trainee.decoder)
-    if trainee.head is not None and trainee.trains_head:
-        _write_head(partial / "projectors", trainee.head)
+    if isinstance(trainee.decoder, PeftModel):
+        _write_peft(partial / "decoder", trainee.decoder)
+        if trainee.start is not None:
+            make_plain(partial / "decoder", trainee.start)
+    for modality in sorted(trainee.trained_heads):
+        write_head(partial, modality, trainee.head(modality))
+    if trainee.space is not None:
+        write_embedding(partial, trainee.space)
+    for modality, adapted in trainee.encoders.items():
+        _write_peft(partial / "encoders" / modality, adapted.peft)
     if origin.spec.system is not None:
         (partial / bundle.PROMPT).write_text(json.dumps({"system": origin.spec.system}) + "\n")
     write_probes(partial, _probes(partial, trainee, origin, renderer))
-    modalities = ("image",) if trainee.head is not None else ()
+    modalities = tuple(sorted(trainee.heads))
     manifest = Manifest(_components(origin.base, trainee), modalities, origin.lineage(), metrics)
     sealed = bundle.seal(partial, manifest)
     shutil.rmtree(folder, ignore_errors=True)
@@ -163,16 +181,16 @@ def version_of_job(catalog: Catalog, name: str, job_id: str) -> VersionRecord | 
 
 def _components(base: Base, trainee: Trainee) -> dict[str, str]:
     used = ["decoder"]
-    if trainee.head is not None:
-        used.append("encoders.image")
-        if not trainee.trains_head:
-            used.append("projectors.image")
+    for modality in sorted(trainee.heads):
+        used.append(f"encoders.{modality}")
+        if modality not in trainee.trained_heads:
+            used.append(f"projectors.{modality}")
     return {name: base.components[name] for name in used}
 
 
-def _write_decoder(folder: Path, decoder: PeftModel) -> None:
+def _write_peft(folder: Path, model: PeftModel) -> None:
     # without embedding layers: nothing here trains them, and to look for them PEFT would ask a model hub
-    decoder.save_pretrained(str(folder), save_embedding_layers=False)
+    model.save_pretrained(str(folder), save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)
     path = folder / CONFIG
     config = json.loads(path.read_text())
@@ -182,40 +200,44 @@ def _write_decoder(folder: Path, decoder: PeftModel) -> None:
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
-def _write_head(folder: Path, head: ProjectionHead) -> None:
-    folder.mkdir()
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in head.state_dict().items()}
-    save_file(tensors, folder / "image.safetensors")
-    (folder / "image.json").write_text(json.dumps(head.spec.to_json(), sort_keys=True) + "\n")
-
-
 def _probes(folder: Path, trainee: Trainee, origin: Origin, renderer: Renderer) -> list[Probe]:
     """Probes of an adapter as it lies in a bundle's folder."""
-    decoder = load_decoder(origin.base, torch.float32, attention=ATTENTION)
-    with quiet_peft():
-        model = PeftModel.from_pretrained(decoder, str(folder / "decoder"))
-    head = _read_head(folder, trainee, origin.base)
-    fresh = Trainee(model, head, trains_head=False).eval()
-    encoder = ImageEncoder.load(origin.base.encoders["image"]) if head is not None else None
-    examples = _probe_examples(origin, with_media=head is not None)
-    return [_probe(fresh, example, renderer, origin.spec.system, encoder) for example in examples]
+    model: PeftModel | PreTrainedModel = load_decoder(origin.base, torch.float32, attention=ATTENTION)
+    if (folder / "decoder").is_dir():
+        with quiet_peft():
+            model = PeftModel.from_pretrained(model, str(folder / "decoder"))
+    heads = {modality: _read_head(folder, modality, trainee, origin.base) for modality in trainee.heads}
+    fresh = Trainee(model, heads).eval()
+    encoders = {modality: _read_encoder(folder, modality, origin.base) for modality in trainee.heads}
+    examples = _probe_examples(origin, sorted(heads))
+    return [_probe(fresh, example, renderer, origin.spec.system, encoders) for example in examples]
 
 
-def _read_head(folder: Path, trainee: Trainee, base: Base) -> ProjectionHead | None:
-    if trainee.head is None:
-        return None
-    if not trainee.trains_head:
-        return load_head(base.heads["image"])
-    path = folder / "projectors" / "image.safetensors"
-    return bind_head(trainee.head.spec, load_file(path), where=path.name)
+def _read_head(folder: Path, modality: str, trainee: Trainee, base: Base) -> ProjectionHead:
+    if modality not in trainee.trained_heads:
+        return load_head(base.heads[modality])
+    path = folder / "projectors" / f"{modality}.safetensors"
+    return bind_head(trainee.head(modality).spec, load_file(path), where=path.name)
 
 
-def _probe_examples(origin: Origin, *, with_media: bool) -> list[Example]:
-    """Three conversations with media, and one of text alone; where there are no media, four of text."""
-    wanted = _MEDIA_PROBES if with_media else 0
+def _read_encoder(folder: Path, modality: str, base: Base) -> Encoder:
+    encoder = load_encoder(base.encoders[modality])
+    delta = folder / "encoders" / modality
+    if delta.is_dir():
+        with quiet_peft():
+            PeftModel.from_pretrained(encoder.module, str(delta))
+    return encoder
+
+
+def _probe_examples(origin: Origin, modalities: Collection[str]) -> list[Example]:
+    """Three conversations with media, and one of text alone; where there are no media, four of text. None of
+    them is a row of private data."""
+    wanted = _MEDIA_PROBES if modalities else 0
     seen: list[Example] = []
     texts: list[Example] = []
-    for example in chain.from_iterable(each.rows() for each in (origin.held_out, origin.data) if each):
+    shown = (origin.held_out, None if origin.privacy else origin.data)
+    known = chain.from_iterable(each.rows() for each in shown if each)
+    for example in chain(known, made_up(modalities) if origin.privacy else ()):
         (seen if _has_media(example) else texts).append(example)
         if len(seen) >= wanted and (len(texts) >= _PROBES - wanted or (texts and seen)):
             break
@@ -237,10 +259,14 @@ def _without_media(example: Example) -> Example:
 
 @torch.no_grad()
 def _probe(
-    model: Trainee, example: Example, renderer: Renderer, system: str | None, encoder: ImageEncoder | None
+    model: Trainee,
+    example: Example,
+    renderer: Renderer,
+    system: str | None,
+    encoders: Mapping[str, Encoder],
 ) -> Probe:
     row = render_row(example, renderer, system)
-    batch = collate([row], _fresh_features(model, example, encoder))
+    batch = collate([row], _fresh_features(model, example, encoders))
     logits = model(batch)
     # evenly over the answers, so that a later turn is looked at, too
     chosen = torch.linspace(0, len(batch.labels) - 1, min(_POSITIONS, len(batch.labels))).round().long()
@@ -248,16 +274,17 @@ def _probe(
     return Probe(example.messages, tokens, batch.predicting[chosen], logits[chosen], system)
 
 
-def _fresh_features(model: Trainee, example: Example, encoder: ImageEncoder | None) -> LoadFeatures:
+def _fresh_features(model: Trainee, example: Example, encoders: Mapping[str, Encoder]) -> LoadMedium:
     media = {medium.digest: medium for message in example.messages for medium in message.media}
-    if not media:
-        return lambda digest: torch.empty(0)
-    assert encoder is not None
-    assert model.head is not None
-    pictures = [decode_image(medium.data, Limits()) for medium in media.values()]
-    pooled = pool(encoder.encode(pictures), model.head.spec)
-    return dict(zip(media, pooled, strict=True)).__getitem__
+
+    def load(modality: str, digest: str) -> torch.Tensor:
+        features = encode(encoders[modality], [decode(media[digest])])[0]
+        return pool(features, model.head(modality).spec)
+
+    return load
 
 
-def _described(dataset: Dataset) -> dict[str, Any]:
-    return {"name": dataset.path.name, "digest": dataset.digest, "rows": len(dataset)}
+def _described(dataset: Dataset, *, private: bool = False) -> dict[str, Any]:
+    """Whoever guesses private data is not to be told that they guessed right."""
+    facts = {"name": dataset.path.name, "rows": len(dataset)}
+    return facts if private else {**facts, "digest": dataset.digest}

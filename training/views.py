@@ -26,11 +26,11 @@ def view(picture: Image.Image, digest: str, number: int, side: int) -> Image.Ima
 
     Args:
         digest: the picture's, in hex.
-        side: pixels that an encoder sees; other views than 0 are drawn at this size.
+        side: pixels that an encoder sees; other views than 0 are drawn at this size, or at their own for 0.
     """
     if number == 0:
         return picture
-    scale = side / max(picture.size)
+    scale = side / max(picture.size) if side else 1.0
     width, height = (max(1, round(length * scale)) for length in picture.size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(digest[:15], 16) + number)

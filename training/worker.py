@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import shutil
 import socket
-import threading
 import time
-import uuid
+from collections.abc import Mapping
+from pathlib import Path
 
 from okavango.modalities.base import find_base
 from okavango.platform.artifacts import ArtifactStore
@@ -22,37 +21,64 @@ from okavango.platform.errors import (
     NotReadyError,
     OkavangoError,
 )
+from okavango.platform.stored import is_file_id
 from okavango.training.dataset import open_dataset
+from okavango.training.lease import LEASE_SECONDS, Lease, new_worker
+from okavango.training.mirror import discard
 from okavango.training.monitor import Monitor, Reason, Stopped
 from okavango.training.run import Outcome, run
+from okavango.training.sources.source import is_hub
 from okavango.training.spec import TrainSpec, check_spec
+from okavango.training.tracking import is_tracked
 
 KIND = "train"
-LEASE_SECONDS = 30.0
-_BEATS_A_LEASE = 4
-# A disk that is full or a store that is away is worth another try, but not forever.
-_MOST_ATTEMPTS = 5
 _MOST_FAULTS = 20
+_MOST_ATTEMPTS = 5
 
 
-def submit(catalog: Catalog, settings: Settings, spec: TrainSpec, principal: str = "local") -> JobRecord:
+def submit(
+    catalog: Catalog,
+    settings: Settings,
+    spec: TrainSpec,
+    principal: str = "local",
+    *,
+    priority: int = 0,
+    labels: Mapping[str, str] | None = None,
+    most_open: int | None = None,
+) -> JobRecord:
     """Queue a job, if what can be told without reading the data speaks for it.
 
+    Args:
+        priority, labels, most_open: see Catalog.create_job.
+
     Raises:
-        NotFoundError: no such base.
-        InputError, ConfigError, UnsupportedError: see check_spec; or the name is a base's.
+        NotFoundError: no such base, or no such uploaded file of this principal.
+        InputError, ConfigError, UnsupportedError: see check_spec and is_tracked; or the name is a base's.
         DataError: a data file does not exist or is empty.
         ConflictError: the adapter is one of another base.
     """
     base = find_base(spec.base, settings.bases)
     check_spec(spec, base)
+    is_tracked(spec, settings)
     for path in (spec.data, spec.eval):
-        if path is not None:
-            open_dataset(path)
+        if path is None:
+            continue
+        if is_file_id(str(path)):
+            catalog.get_file(str(path), principal=principal)
+        else:
+            open_dataset(path, form=spec.format, cache=settings.data)
     catalog.put_base(base.name, base.digest, base.components, str(base.folder))
     _check_name(catalog, spec.name, base.name)
-    paths = {"data": spec.data.absolute(), "eval": spec.eval.absolute() if spec.eval else None}
-    return catalog.create_job(KIND, spec.name, spec.model_copy(update=paths).to_json(), principal=principal)
+    paths = {"data": _absolute(spec.data), "eval": _absolute(spec.eval) if spec.eval else None}
+    return catalog.create_job(
+        KIND,
+        spec.name,
+        spec.model_copy(update=paths).to_json(),
+        principal=principal,
+        priority=priority,
+        labels=labels,
+        most_open=most_open,
+    )
 
 
 def run_job(
@@ -65,27 +91,49 @@ def run_job(
 ) -> Outcome:
     """Claim a job, do it, and leave it in the state that it deserves.
 
-    A job that was interrupted, or could not reach a disk or store, goes back to the queue with its last
-    checkpoint. A job whose lease is lost is another worker's: nothing more is written for it.
+    Errors and states: see work_on.
 
     Raises:
         NotFoundError: no such job.
         ConflictError: it is finished, or somebody else works on it.
+    """
+    worker = new_worker()
+    job = _claim(catalog, job_id, worker, monitor, lease_seconds)
+    with Lease(catalog, job_id, worker, lease_seconds, monitor) as lease:
+        return work_on(catalog, store, settings, job, monitor, lease)
+
+
+def work_on(
+    catalog: Catalog,
+    store: ArtifactStore,
+    settings: Settings,
+    job: JobRecord,
+    monitor: Monitor,
+    lease: Lease,
+) -> Outcome:
+    """Do a job that is held, and leave it in the state that it deserves; the lease is stopped.
+
+    A job that was interrupted, or could not reach a disk or store, goes back to the queue with its last
+    checkpoint. A job whose lease is lost is another worker's: nothing more is written for it.
+
+    Raises:
         Stopped: the monitor was told to stop.
         OkavangoError, Exception: what made the job fail.
     """
-    worker = f"{socket.gethostname()}/{os.getpid()}/{uuid.uuid4().hex[:8]}"
-    job = _claim(catalog, job_id, worker, monitor, lease_seconds)
-    with _Lease(catalog, job_id, worker, lease_seconds, monitor) as lease:
-        try:
-            outcome = run(job, catalog, store, settings, monitor)
-            catalog.finish_job(job_id, worker, "succeeded", result=_result(outcome))
-        except BaseException as error:
-            lease.stop()
-            _conclude(catalog, job, worker, error)
-            raise
-    shutil.rmtree(settings.jobs / job_id, ignore_errors=True)
+    try:
+        outcome = run(job, catalog, store, settings, monitor)
+        lease.stop()
+        catalog.finish_job(job.id, lease.worker, "succeeded", result=_result(outcome))
+    except BaseException as error:
+        lease.stop()
+        _conclude(catalog, settings, job, lease.worker, error)
+        raise
+    discard(settings, job.id)
     return outcome
+
+
+def _absolute(path: Path) -> Path:
+    return path if is_file_id(str(path)) or is_hub(path) else path.absolute()
 
 
 def _check_name(catalog: Catalog, name: str, base: str) -> None:
@@ -108,6 +156,9 @@ def _claim(catalog: Catalog, job_id: str, worker: str, monitor: Monitor, lease: 
     told = False
     while (job := catalog.claim_job(worker, lease, job_id)) is None:
         found = catalog.get_job(job_id)
+        if found.state == "paused":
+            catalog.resume_job(job_id)
+            continue
         if found.state not in ("running", "queued"):
             raise ConflictError(
                 f"is {found.state}: there is nothing to go on with",
@@ -144,7 +195,9 @@ def _died_here(worker: str) -> bool:
     return False
 
 
-def _conclude(catalog: Catalog, job: JobRecord, worker: str, error: BaseException) -> None:
+def _conclude(
+    catalog: Catalog, settings: Settings, job: JobRecord, worker: str, error: BaseException
+) -> None:
     """Leave the job in the state that fits what ended it."""
     try:
         match error:
@@ -152,12 +205,15 @@ def _conclude(catalog: Catalog, job: JobRecord, worker: str, error: BaseExceptio
                 pass
             case Stopped(reason=Reason.CANCEL):
                 catalog.finish_job(job.id, worker, "cancelled")
+                discard(settings, job.id)
             case Stopped() | KeyboardInterrupt() | SystemExit():
                 catalog.release_job(job.id, worker)
+            # A disk that is full or a store that is away is worth another try, but not forever.
             case NotReadyError() | OSError() if job.attempts < _MOST_ATTEMPTS:
                 catalog.release_job(job.id, worker)
             case _:
                 catalog.finish_job(job.id, worker, "failed", error=_explain(error))
+                discard(settings, job.id)
     except OkavangoError as second:
         # the job is another's, or the catalog is away: the lease runs out by itself
         error.add_note(f"and the job could not be put into its state: {second}")
@@ -172,44 +228,11 @@ def _explain(error: BaseException) -> str:
 
 def _result(outcome: Outcome) -> dict[str, object]:
     version = outcome.version
-    return {"adapter": version.ref, "digest": version.digest, "metrics": version.metrics}
-
-
-class _Lease:
-    """Says while its block lasts that the worker lives, writes progress, and hears whether to stop."""
-
-    def __init__(self, catalog: Catalog, job_id: str, worker: str, seconds: float, monitor: Monitor) -> None:
-        self._catalog, self._job, self._worker = catalog, job_id, worker
-        self._seconds = seconds
-        self._monitor = monitor
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name=f"lease of {job_id}", daemon=True)
-
-    def __enter__(self) -> _Lease:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
-    def stop(self) -> None:
-        """No more is said after this."""
-        self._over.set()
-        self._thread.join()
-
-    def _beat(self) -> None:
-        heard = time.monotonic()
-        while not self._over.wait(self._seconds / _BEATS_A_LEASE):
-            try:
-                job = self._catalog.heartbeat(
-                    self._job, self._worker, self._seconds, self._monitor.progress or None
-                )
-                heard = time.monotonic()
-                if job.cancel_requested:
-                    self._monitor.stop(Reason.CANCEL)
-            except NotReadyError:
-                if time.monotonic() - heard > self._seconds:
-                    self._monitor.stop(Reason.LOST)
-            except OkavangoError:
-                self._monitor.stop(Reason.LOST)
-                return
+    return {
+        "adapter": version.ref,
+        "digest": version.digest,
+        "metrics": version.metrics,
+        "steps": version.lineage["steps"],
+        "trained_tokens": version.lineage["tokens"],
+        **({"privacy": version.lineage["privacy"]} if "privacy" in version.lineage else {}),
+    }

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import cast
 
 from okavango.modalities.content import Message
+from okavango.modalities.encoders import make_renderer
 from okavango.modalities.prompt import Rendered
 from okavango.platform.errors import DeadlineError, NotReadyError, OkavangoError
 from okavango.platform.telemetry import Metrics
@@ -40,8 +41,10 @@ async def render(engine: Engine, model: Model, messages: Sequence[Message]) -> R
 
     Raises:
         PromptError: the conversation cannot be rendered.
+        MediaError: a medium's length cannot be told.
     """
-    return await asyncio.to_thread(engine.renderer.prompt, messages, model.system)
+    renderer = make_renderer(engine.base, engine.tokenizer, model.heads) if model.heads else engine.renderer
+    return await asyncio.to_thread(renderer.prompt, messages, model.system)
 
 
 async def answer(engine: Engine, question: Question, metrics: Metrics) -> AsyncGenerator[Event, None]:

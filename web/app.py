@@ -24,18 +24,44 @@ from okavango.platform.config import Settings
 from okavango.platform.telemetry import PrometheusMetrics
 from okavango.serving.adapters.gate import ParityGate
 from okavango.serving.engine import Engine
+from okavango.training.mirror import stored_of
+from okavango.training.service import Worker
 from okavango.web import problems
-from okavango.web.api import adapters, chat, completions, health, models, profile
+from okavango.web.api import (
+    adapters,
+    chat,
+    completions,
+    datasets,
+    embeddings,
+    files,
+    fine_tuning,
+    health,
+    models,
+    profile,
+)
 from okavango.web.api.logprobs import TokenText
 from okavango.web.bundles import Bundles
 from okavango.web.draining import Gate
 from okavango.web.edge import Edge
 from okavango.web.models import Models
+from okavango.web.pins import Pins
 from okavango.web.security import Guard, Keys, check_exposure
 from okavango.web.services import ServeOptions, Services
 from okavango.web.verifier import Verifier
 
 STUDIO = "/studio"
+_PARTS = (
+    chat,
+    completions,
+    embeddings,
+    models,
+    adapters,
+    files,
+    fine_tuning,
+    datasets,
+    profile,
+    health,
+)
 
 
 def build(
@@ -44,8 +70,8 @@ def build(
     """The whole server for one base, its decoder loaded. Its services are at app.state.services.
 
     Raises:
-        ConfigError: it would listen beyond this machine without keys, a setting is wrong, or the device is
-            not there.
+        ConfigError: it would listen beyond this machine without keys, a setting is wrong, the device is not
+            there, or an adapter that is to be pinned cannot be served.
         NotFoundError: no base of that name.
         UnsupportedError: the base's decoder cannot be served.
     """
@@ -53,11 +79,12 @@ def build(
     check_exposure(options.host, settings.keys)
     check_device(options.engine.device)
     services = build_services(settings, find_base(base_name, settings.bases), options)
+    services.pins.begin()
     app = FastAPI(
         title="Okavango", version=version("okavango"), lifespan=_lifespan, docs_url=None, redoc_url=None
     )
     app.state.services = services
-    for part in (chat, completions, models, adapters, profile, health):
+    for part in _PARTS:
         app.include_router(part.router)
     problems.install(app)
     # The last one added is the outermost.
@@ -77,15 +104,19 @@ def build_services(settings: Settings, base: Base, options: ServeOptions) -> Ser
     bundles = Bundles(store)
     engine = Engine(base, bundles, options.engine, metrics)
     verifier = Verifier(base, catalog, bundles, _gate(base, options))
+    models = Models(base, catalog, bundles, verifier, patience_seconds=options.patience_seconds)
     return Services(
         settings=settings,
         options=options,
         base=base,
         catalog=catalog,
         store=store,
+        stored=stored_of(settings),
+        worker=Worker(settings, options.worker) if options.worker is not None else None,
         engine=engine,
         verifier=verifier,
-        models=Models(base, catalog, bundles, verifier, patience_seconds=options.patience_seconds),
+        models=models,
+        pins=Pins(options.pins, models, engine),
         metrics=metrics,
         gate=Gate(options.engine.max_sequences + options.engine.max_waiting),
         tokens=TokenText(engine.tokenizer),
@@ -102,13 +133,21 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     services: Services = app.state.services
     services.engine.start()
     services.verifier.start()
+    services.pins.start()
+    if services.worker is not None:
+        services.worker.start()
     try:
         yield
     finally:
         services.gate.close()
+        if services.worker is not None:
+            services.worker.ask_to_stop()
+        await asyncio.to_thread(services.pins.stop)
         # Each waits for its thread; the engine's has last events for tasks of this loop.
         await asyncio.to_thread(services.engine.stop)
         await asyncio.to_thread(services.verifier.stop)
+        if services.worker is not None:
+            await asyncio.to_thread(services.worker.stop)
         services.catalog.close()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import os
 import socket
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING, Literal
 import typer
 
 from okavango.platform.errors import ConfigError
+from okavango.platform.sizes import parse_bytes
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+    from okavango.training.service import WorkerOptions
     from okavango.web.services import Services
 
 # What is left of connections once all calls are done: pages of the studio that listen for news.
 CLOSING_SECONDS = 2
-_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 
 def serve(
@@ -28,10 +29,16 @@ def serve(
     dtype: str = typer.Option("auto", help="auto, bfloat16 or float32."),
     device: str = typer.Option("cpu", help="cpu, cuda or cuda:1."),
     kernels: Literal["native", "torch"] = typer.Option(
-        "native", help="What computes steps on a CPU: kernels of ours, or torch alone."
+        "native", help="What computes steps: kernels of ours where they can, or torch alone."
+    ),
+    quantization: Literal["int8"] | None = typer.Option(
+        None, help="int8: the decoder's weights in eight bits, on the native kernels: less memory, faster."
     ),
     threads: int | None = typer.Option(None, help="Threads that compute; one a core by default."),
     slots: int = typer.Option(8, help="Adapters in one batch."),
+    pin: list[str] = typer.Option(
+        [], metavar="ADAPTER", help="An adapter that always has a slot, as emoji@production. Repeatable."
+    ),
     max_rank: int = typer.Option(64, help="The highest LoRA rank that is served."),
     max_sequences: int = typer.Option(32, help="Requests in one batch."),
     max_step_tokens: int = typer.Option(512, help="Tokens in one step; above --max-sequences."),
@@ -39,16 +46,39 @@ def serve(
     draft_rows: int = typer.Option(
         16, min=0, help="Fill a step of few rows with guessed tokens up to so many; 0 guesses none."
     ),
+    draft_base: str | None = typer.Option(
+        None, help="A smaller base of the same vocabulary that guesses, too: its name or folder."
+    ),
+    draft_kv_memory: str = typer.Option("1GiB", help="Memory for the draft base's keys and values."),
     max_waiting: int = typer.Option(256, help="Requests in the queue; one more is refused."),
     kv_memory: str = typer.Option("4GiB", help="Memory for keys and values."),
     parking_memory: str = typer.Option("0", help="Host memory for keys and values of preempted requests."),
     adapter_memory: str = typer.Option("2GiB", help="Host memory for adapters."),
+    feature_memory: str = typer.Option("256MiB", help="Memory for what encoders made of media."),
+    memory: str | None = typer.Option(
+        None, help="For keys and values, adapters, encoders and features together; no limit if not set."
+    ),
+    preload: list[str] = typer.Option(
+        [], metavar="MODALITY", help="Load the image or audio encoder at the start, and keep it. Repeatable."
+    ),
+    disable: list[str] = typer.Option([], metavar="MODALITY", help="Refuse such media. Repeatable."),
+    encoder_idle_seconds: float | None = typer.Option(
+        None, min=0, help="Unload an encoder that nobody needed for so long; kept if not set."
+    ),
     weight: list[str] = typer.Option(
         [], metavar="CALLER=2.0", help="An API key's share; 1 else. Repeatable."
     ),
     share_prefixes: bool = typer.Option(
         False, "--share-prefixes", help="API keys share computed prompts, and can find out each other's."
     ),
+    worker: bool = typer.Option(True, "--worker/--no-worker", help="Do queued training jobs, too."),
+    worker_threads: int | None = typer.Option(
+        None, min=1, help="Threads of a training job; half of the cores if not set."
+    ),
+    worker_memory: str | None = typer.Option(None, help="Most that a training job may take, as 8GiB."),
+    jobs_per_caller: int = typer.Option(20, min=1, help="Training jobs of an API key that have not ended."),
+    upload_size: str = typer.Option("2GiB", help="The largest file that is taken."),
+    file_quota: str = typer.Option("20GiB", help="All files of an API key together."),
     drain_seconds: float = typer.Option(30.0, min=0, help="Time for running requests when told to stop."),
     log_level: str = typer.Option("warning", help="debug, info, warning or error."),
 ) -> None:
@@ -64,6 +94,7 @@ def serve(
     # Before anything is loaded, which may take minutes.
     with bind(host, port) as listener:
         typer.echo(f"Loading base {base} …", err=True)
+        from okavango.modalities.base import find_base
         from okavango.modalities.build import quiet_transformers
         from okavango.serving.engine import EngineOptions
         from okavango.web.app import build
@@ -76,6 +107,8 @@ def serve(
             max_step_tokens=max_step_tokens,
             max_prefill_tokens=max_prefill_tokens,
             draft_rows=draft_rows,
+            draft=find_base(draft_base, settings.bases) if draft_base else None,
+            draft_kv_bytes=parse_bytes(draft_kv_memory, "--draft-kv-memory"),
             share_prefixes=share_prefixes,
             weights=weights,
             max_waiting=max_waiting,
@@ -84,13 +117,39 @@ def serve(
             slots=slots,
             max_rank=max_rank,
             host_cache_bytes=parse_bytes(adapter_memory, "--adapter-memory"),
+            feature_cache_bytes=parse_bytes(feature_memory, "--feature-memory"),
+            preload=tuple(preload),
+            disabled=tuple(disable),
+            encoder_idle_seconds=encoder_idle_seconds,
+            memory_bytes=parse_bytes(memory, "--memory") if memory else None,
             kernels=settings.cache / "kernels" if kernels == "native" else None,
+            quantization=quantization,
             threads=threads,
         )
-        options = ServeOptions(host, engine, drain_seconds=drain_seconds)
+        options = ServeOptions(
+            host,
+            engine,
+            drain_seconds=drain_seconds,
+            pins=tuple(pin),
+            upload_bytes=parse_bytes(upload_size, "--upload-size"),
+            file_quota_bytes=parse_bytes(file_quota, "--file-quota"),
+            most_open_jobs=jobs_per_caller,
+            worker=worker_options(worker_threads, worker_memory) if worker else None,
+        )
         # To the end: the verifier loads decoders of its own when versions come.
         with quiet_transformers():
             run(build(settings, base, options), listener)
+
+
+def worker_options(threads: int | None, memory: str | None) -> WorkerOptions:
+    """Of the server's own worker: after all others where cores are short, on half of them at most."""
+    from okavango.training.service import WorkerOptions
+
+    return WorkerOptions(
+        threads=threads or max(1, (os.cpu_count() or 1) // 2),
+        memory_bytes=parse_bytes(memory, "--worker-memory") if memory else None,
+        niceness=19,
+    )
 
 
 def run(app: FastAPI, listener: socket.socket) -> None:
@@ -169,18 +228,6 @@ def _adapters(services: Services) -> str:
     if checked:
         said.append(f"{checked} version{'s' if checked > 1 else ''} being checked")
     return "; ".join(said) or "none yet: okavango train makes one"
-
-
-def parse_bytes(text: str, where: str) -> int:
-    """ "4GiB", "512M" or a number of bytes → bytes; units are powers of 1024.
-
-    Raises:
-        ConfigError: not a size.
-    """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", text.strip(), re.IGNORECASE)
-    if match is None:
-        raise ConfigError(f"{text!r} is not a size", where=where, remedy="write 512MiB or 4GiB")
-    return int(float(match[1]) * _UNITS[match[2].lower()])
 
 
 def parse_weights(texts: Sequence[str], callers: Sequence[str]) -> tuple[tuple[str, float], ...]:

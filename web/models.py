@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from okavango.modalities.base import Base
-from okavango.platform.bundle import read_system
+from okavango.modalities.head_files import head_specs
+from okavango.modalities.projector import HeadSpec
+from okavango.platform.bundle import read_manifest, read_system
 from okavango.platform.catalog.names import near
 from okavango.platform.catalog.records import AdapterRecord, VersionRecord
 from okavango.platform.catalog.states import SERVABLE
@@ -28,11 +30,18 @@ class OtherBaseError(InputError):
 
 @dataclass(frozen=True)
 class Model:
-    """What answers. `adapter` None means the bare base; `system` is the prompt that the adapter brings."""
+    """What answers.
+
+    Attributes:
+        adapter: None means the bare base.
+        system: the prompt that the adapter brings.
+        heads: shapes of the projection heads that it brings, by modality.
+    """
 
     base: Base
     adapter: AdapterRef | None = None
     system: str | None = None
+    heads: Mapping[str, HeadSpec] = field(default_factory=dict)
 
     @property
     def ref(self) -> str:
@@ -75,6 +84,10 @@ class Models:
         self._verifier = verifier
         self._patience_seconds = patience_seconds
 
+    @property
+    def base_name(self) -> str:
+        return self._base.name
+
     async def resolve(self, name: str) -> Model:
         """The base, "emoji", "emoji@3" or "emoji@prod" → what answers.
 
@@ -86,10 +99,10 @@ class Models:
         """
         if name == self._base.name:
             return Model(self._base)
-        version = await asyncio.to_thread(self._find, name)
+        version = await asyncio.to_thread(self.find, name)
         if version.state == "registered":
             version = await self._verifier.verified(version, self._patience_seconds)
-        _check_servable(version)
+        check_servable(version)
         return await asyncio.to_thread(self._model, version)
 
     def listed(self) -> tuple[ListedModel, ...]:
@@ -111,7 +124,12 @@ class Models:
             if alias.version in usable:
                 yield ListedModel(f"{adapter.name}@{alias.name}", alias.updated_at, usable[alias.version])
 
-    def _find(self, name: str) -> VersionRecord:
+    def find(self, name: str) -> VersionRecord:
+        """The version of this base that a name stands for now, whatever its state.
+
+        Raises:
+            ModelNotFoundError, OtherBaseError: as `resolve` does.
+        """
         try:
             version = self._catalog.resolve(name)
         except InputError as error:
@@ -149,10 +167,12 @@ class Models:
 
     def _model(self, version: VersionRecord) -> Model:
         ref = AdapterRef(version.adapter, version.version, version.digest)
-        return Model(self._base, ref, read_system(self._source.fetch(version.digest)))
+        folder = self._source.fetch(version.digest)
+        return Model(self._base, ref, read_system(folder), head_specs(folder, read_manifest(folder)))
 
 
-def _check_servable(version: VersionRecord) -> None:
+def check_servable(version: VersionRecord) -> None:
+    """Raises ConflictError unless the version takes requests."""
     if version.state in SERVABLE:
         return
     reason = f": {version.error}" if version.error else ""

@@ -111,20 +111,26 @@ class JobRecord:
     Attributes:
         worker: who holds the job, or held it last.
         lease_until: when the job falls back to the queue unless its worker is heard of; None unless running.
-        attempts: how often the job was claimed.
-        cancel_requested: the worker is to stop at its next heartbeat.
+        attempts: how often the job was claimed; losses: how often its worker died over it.
+        labels: what its submitter wrote on it.
+        priority: the higher ones go first.
+        cancel_requested, pause_requested: the worker is to stop at its next heartbeat.
     """
 
     id: str
     kind: str
     name: str
     spec: dict[str, Any]
+    labels: dict[str, str]
     state: str
     principal: str
     worker: str | None
     lease_until: datetime | None
     attempts: int
+    losses: int
+    priority: int
     cancel_requested: bool
+    pause_requested: bool
     progress: dict[str, Any] | None
     result: dict[str, Any] | None
     error: str | None
@@ -132,3 +138,29 @@ class JobRecord:
     updated_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
+
+
+@dataclass(frozen=True)
+class JobEventRecord:
+    """Something that happened to a job; see catalog.events.Event. `number` counts from 1 within the job."""
+
+    job_id: str
+    number: int
+    kind: str
+    level: str
+    message: str
+    data: dict[str, Any] | None
+    created_at: datetime
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """An uploaded file. `digest`: sha256 of its bytes."""
+
+    id: str
+    name: str
+    purpose: str
+    bytes: int
+    digest: str
+    principal: str
+    created_at: datetime

@@ -1,8 +1,8 @@
 """The catalog's tables. migrations/ repeats them step by step, and tests/guards/test_migrations.py compares.
 
-    bases ──< adapters ──< adapter_versions >── jobs
+    bases ──< adapters ──< adapter_versions >── jobs ──< job_events
                       └──< aliases
-    datasets
+    datasets    files
 
 Rows never leave the catalog: records.py holds what does. Names are keys, for they never change; what they
 stand for is written beside them as a digest.
@@ -16,6 +16,7 @@ from typing import Any
 
 from sqlalchemy import (
     JSON,
+    BigInteger,
     CheckConstraint,
     DateTime,
     ForeignKey,
@@ -153,7 +154,7 @@ class AliasRow(Row):
 class JobRow(Row):
     __tablename__ = "jobs"
     __table_args__ = (
-        Index(None, "state", "created_at"),  # the queue is read in this order
+        Index(None, "state", "priority", "created_at"),  # the queue is read in this order
         CheckConstraint("attempts >= 0", name="attempts"),
         one_of("state", JOB_STATES),
     )
@@ -162,12 +163,16 @@ class JobRow(Row):
     kind: Mapped[str]
     name: Mapped[str]
     spec: Mapped[dict[str, Any]]
+    labels: Mapped[dict[str, str] | None] = mapped_column(NullableJson)
     state: Mapped[str]
     principal: Mapped[str]
     worker: Mapped[str | None]
     lease_until: Mapped[datetime | None]
     attempts: Mapped[int] = mapped_column(default=0)
+    losses: Mapped[int] = mapped_column(default=0)
+    priority: Mapped[int] = mapped_column(default=0)
     cancel_requested: Mapped[bool] = mapped_column(default=False)
+    pause_requested: Mapped[bool] = mapped_column(default=False)
     progress: Mapped[dict[str, Any] | None] = mapped_column(NullableJson)
     result: Mapped[dict[str, Any] | None] = mapped_column(NullableJson)
     error: Mapped[str | None]
@@ -175,3 +180,32 @@ class JobRow(Row):
     updated_at: Mapped[datetime]
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
+
+
+class JobEventRow(Row):
+    """Numbered from 1 in each job, without gaps."""
+
+    __tablename__ = "job_events"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    kind: Mapped[str]
+    level: Mapped[str]
+    message: Mapped[str]
+    data: Mapped[dict[str, Any] | None] = mapped_column(NullableJson)
+    created_at: Mapped[datetime]
+
+
+class FileRow(Row):
+    """An uploaded file. Its bytes lie in the artifact store, under its id."""
+
+    __tablename__ = "files"
+    __table_args__ = (Index(None, "principal", "created_at"), CheckConstraint("bytes >= 0", name="bytes"))
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    purpose: Mapped[str]
+    bytes: Mapped[int] = mapped_column(BigInteger)
+    digest: Mapped[str]
+    principal: Mapped[str]
+    created_at: Mapped[datetime]

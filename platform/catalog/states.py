@@ -2,6 +2,7 @@
 
 job      queued → running → paused | succeeded | failed | cancelled
          running → queued      its lease expired, or its worker gave it back
+         queued → paused       before anybody took it
          paused → queued       resumed
          queued, paused → cancelled
 
@@ -23,7 +24,7 @@ JOB_STATES: tuple[str, ...] = get_args(JobState)
 VERSION_STATES: tuple[str, ...] = get_args(VersionState)
 
 JOB_MOVES: Mapping[str, frozenset[str]] = {
-    "queued": frozenset({"running", "cancelled"}),
+    "queued": frozenset({"running", "paused", "cancelled"}),
     "running": frozenset({"queued", "paused", "succeeded", "failed", "cancelled"}),
     "paused": frozenset({"queued", "cancelled"}),
     "succeeded": frozenset(),

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from okavango.platform.catalog.adapters import Adapters
 from okavango.platform.catalog.assets import Assets
+from okavango.platform.catalog.events import Events
+from okavango.platform.catalog.files import Files
 from okavango.platform.catalog.jobs import Jobs
 from okavango.platform.config import Settings
 
 
-class Catalog(Assets, Adapters, Jobs):
+class Catalog(Assets, Adapters, Jobs, Events, Files):
     """One database. Safe to share between threads; each process opens its own.
 
     Args and errors of opening: okavango.platform.catalog.transactions.Transactions.

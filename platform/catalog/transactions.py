@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
-from sqlalchemy import URL, select
+from sqlalchemy import URL, func, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
@@ -85,6 +85,12 @@ class Transactions:
         session.execute(insert(type(row)).values(values).on_conflict_do_nothing())
         keys = [column == values[column.name] for column in table.primary_key]
         return session.scalars(select(type(row)).where(*keys).with_for_update()).one()
+
+    def _lock(self, session: Session, what: str) -> None:
+        """Keep other transactions that say the same from going on until this one ends. On SQLite there is
+        one writer anyway."""
+        if not is_sqlite(self._url):
+            session.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(what, 0))))
 
     def _reach_head(self) -> None:
         with database_errors(self._url), self._engine.connect() as connection:

@@ -16,16 +16,17 @@ import torch
 from torch import Tensor
 
 from okavango.modalities.base import Base, load_tokenizer
+from okavango.modalities.encoders import make_renderer
 from okavango.modalities.lora import LoraWeights
 from okavango.modalities.precision import PARITY_BOUNDS, relative_error
 from okavango.modalities.probes import Probe, read_probes
-from okavango.modalities.prompt import Renderer
 from okavango.platform.bundle import verify
 from okavango.platform.errors import ParityError
 from okavango.platform.telemetry import NullMetrics
 from okavango.serving.adapters.loading import Adapter, load_adapter
 from okavango.serving.backend import RunnerOptions
-from okavango.serving.media import FeatureCache, MediaRuntime
+from okavango.serving.cache.features import FeatureCache
+from okavango.serving.media import MediaRuntime
 from okavango.serving.runner import Runner
 from okavango.serving.scheduler import Chunk, Step
 from okavango.serving.sequence import Sequence as EngineSequence
@@ -61,8 +62,7 @@ class ParityGate:
         self._dtypes = tuple(dict.fromkeys((torch.float32, dtype)))
         self._runners: dict[torch.dtype, Runner] = {}
         self._lock = threading.Lock()
-        tokenizer = load_tokenizer(base)
-        self._renderer = Renderer(tokenizer, {name: head.spec.tokens for name, head in base.heads.items()})
+        self._tokenizer = load_tokenizer(base)
         self._media = MediaRuntime(base, FeatureCache(0), NullMetrics())
 
     def check(self, folder: Path) -> Verdict:
@@ -88,6 +88,7 @@ class ParityGate:
         """Drop the decoders and encoders; the next check loads them anew."""
         with self._lock:
             self._runners.clear()
+            self._media.close()
             self._media = MediaRuntime(self.base, FeatureCache(0), NullMetrics())
 
     def _worst(self, probes: Sequence[Probe], adapter: Adapter, dtype: torch.dtype) -> float:
@@ -108,10 +109,12 @@ class ParityGate:
         return worst
 
     def _logits(self, runner: Runner, i: int, probe: Probe, adapter: Adapter) -> Tensor:
-        rendered = self._renderer.conversation(probe.messages, probe.system)
+        heads = {name: head.spec for name, head in adapter.heads.items()}
+        renderer = make_renderer(self.base, self._tokenizer, heads)
+        rendered = renderer.conversation(probe.messages, probe.system)
         if list(rendered.tokens) != probe.tokens.tolist():
             raise ParityError("serving renders the conversation into other tokens", where=f"probe {i}")
-        embeds, _ = self._media.embed(rendered.media, adapter)
+        embeds, _ = self._media.embed(rendered, adapter)
         sequence = EngineSequence(Request(f"probe-{i}", rendered), max_tokens=1, embeds=embeds)
         sequence.slot = 1
         sequence.blocks = list(range(-(-len(rendered.tokens) // _BLOCK)))

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-
+from okavango.modalities.adapted import encoder_targets
 from okavango.modalities.base import Base
+from okavango.modalities.embedding import EmbeddingHead, read_embedding
+from okavango.modalities.head_files import read_head
 from okavango.modalities.lora import LoraWeights, Target
+from okavango.modalities.memory import give_back
 from okavango.modalities.peft_files import read_peft
-from okavango.modalities.projector import HeadSpec, ProjectionHead, bind_head
+from okavango.modalities.projector import ProjectionHead
 from okavango.platform.bundle import Manifest, read_manifest
 from okavango.platform.errors import BindError
 
@@ -36,17 +36,34 @@ class Packed(Protocol):
 
 
 @dataclass(frozen=True)
+class EncoderDelta:
+    """What an adapter changes in an encoder. `digest` is over its files."""
+
+    digest: str
+    lora: LoraWeights
+
+
+@dataclass(frozen=True)
 class Adapter:
-    """What a bundle brings, ready to be copied into a slot. `heads` replace the base's, by modality."""
+    """What a bundle brings, ready to be copied into a slot.
+
+    Attributes:
+        heads: in place of the base's, by modality.
+        encoders: on top of the base's, by modality.
+        embedding: the space of texts and media that was trained with these heads.
+    """
 
     digest: str
     lora: Packed
     heads: Mapping[str, ProjectionHead] = field(default_factory=dict)
+    encoders: Mapping[str, EncoderDelta] = field(default_factory=dict)
+    embedding: EmbeddingHead | None = None
 
     @cached_property
     def nbytes(self) -> int:
-        heads = sum(p.nbytes for head in self.heads.values() for p in head.parameters())
-        return self.lora.nbytes + heads
+        modules = [*self.heads.values(), *([self.embedding] if self.embedding is not None else [])]
+        heads = sum(p.nbytes for module in modules for p in module.parameters())
+        return self.lora.nbytes + heads + sum(delta.lora.nbytes for delta in self.encoders.values())
 
 
 def load_adapter(
@@ -67,9 +84,11 @@ def load_adapter(
     decoder = folder / "decoder"
     lora = read_peft(decoder, targets) if decoder.is_dir() else NO_LORA
     heads = {modality: _head(folder, modality, base) for modality in manifest.head_modalities}
-    if not lora.factors and not heads:
+    deltas = {modality: _delta(folder, modality, base, manifest) for modality in manifest.encoder_modalities}
+    if not lora.factors and not heads and not deltas:
         raise BindError("the bundle adapts nothing", where=str(folder))
-    return Adapter(manifest.digest, pack(lora) if pack is not None else lora, heads)
+    embedding = read_embedding(folder, base.width) if base.width is not None else None
+    return Adapter(manifest.digest, pack(lora) if pack is not None else lora, heads, deltas, embedding)
 
 
 def check_components(manifest: Manifest, base: Base) -> None:
@@ -84,41 +103,55 @@ def check_components(manifest: Manifest, base: Base) -> None:
             )
 
 
+def _delta(folder: Path, modality: str, base: Base, manifest: Manifest) -> EncoderDelta:
+    where = f"encoders/{modality}"
+    if modality not in base.encoders:
+        raise BindError(f"base {base.name!r} has no {modality} encoder", where=where)
+    lora = read_peft(folder / where, encoder_targets(base.encoders[modality]))
+    return EncoderDelta(manifest.delta_digest(modality), lora)
+
+
 def _head(folder: Path, modality: str, base: Base) -> ProjectionHead:
-    path = folder / "projectors" / f"{modality}.safetensors"
-    try:
-        spec = HeadSpec(**json.loads(path.with_suffix(".json").read_text()))
-        tensors = load_file(path)
-    except (OSError, ValueError, TypeError, SafetensorError) as error:
-        raise BindError(f"not a projection head: {error}", where=f"projectors/{modality}") from error
+    head, where = read_head(folder, modality), f"projectors/{modality}"
     default = base.heads.get(modality)
     if default is None:
-        raise BindError(f"base {base.name!r} has no {modality} encoder", where=f"projectors/{modality}")
-    for name in ("in_width", "out_width", "grid", "tokens"):
-        got, want = getattr(spec, name), getattr(default.spec, name)
+        raise BindError(f"base {base.name!r} has no {modality} encoder", where=where)
+    for name in ("in_width", "out_width", "grid"):
+        got, want = getattr(head.spec, name), getattr(default.spec, name)
         if got != want:
-            raise BindError(f"{name} {got}, expected {want}", where=f"projectors/{modality}")
-    return bind_head(spec, tensors, where=f"projectors/{modality}")
+            raise BindError(f"{name} {got}, expected {want}", where=where)
+    return head
 
 
 class HostCache:
-    """Adapters on the host, least recently used out first. Thread-safe; one load a digest at a time.
+    """Adapters on the host, least recently used out first, pinned ones never. Thread-safe; one load a digest
+    at a time.
 
     Loads run on threads of the cache's own, so that however many wait for one adapter, they hold one thread.
 
     Args:
         load: a digest's adapter. May block; its errors reach those who wait and are not remembered.
-        threads: loads at the same time.
+        threads: loads at the same time. Each takes memory for its own, and Python lets one at a time work:
+            two were a third faster than four.
     """
 
-    def __init__(self, capacity_bytes: int, load: Callable[[str], Adapter], threads: int = 4) -> None:
+    def __init__(self, capacity_bytes: int, load: Callable[[str], Adapter], threads: int = 2) -> None:
         self.capacity_bytes = capacity_bytes
         self.nbytes = 0
         self._load = load
         self._items: OrderedDict[str, Adapter] = OrderedDict()
+        self._pinned: frozenset[str] = frozenset()
         self._loading: dict[str, Future[Adapter]] = {}
         self._lock = threading.Lock()
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="okavango-load")
+
+    def pin(self, adapters: Collection[Adapter]) -> None:
+        """Keep these, were they over the capacity together, and no longer those of the last call."""
+        with self._lock:
+            self._pinned = frozenset(adapter.digest for adapter in adapters)
+            for adapter in adapters:
+                self._insert(adapter)
+            self._evict()
 
     def peek(self, digest: str) -> Adapter | None:
         with self._lock:
@@ -145,10 +178,11 @@ class HostCache:
         self._threads.shutdown(wait=True, cancel_futures=True)
 
     def check_integrity(self) -> None:
-        """The bytes are those of what is held, and over the capacity only for a single adapter."""
+        """The bytes are those of what is held, and over the capacity only for the pinned and one more."""
         with self._lock:
             assert self.nbytes == sum(adapter.nbytes for adapter in self._items.values()), "bytes are lost"
-            assert self.nbytes <= self.capacity_bytes or len(self._items) == 1, "the cache is over its size"
+            others = len(self._items.keys() - self._pinned)
+            assert self.nbytes <= self.capacity_bytes or others <= 1, "the cache is over its size"
 
     def _touch(self, digest: str) -> Adapter | None:
         if digest in self._items:
@@ -158,16 +192,28 @@ class HostCache:
     def _run(self, digest: str) -> Adapter:
         try:
             adapter = self._load(digest)
-            self._put(digest, adapter)
+            self._put(adapter)
             return adapter
         finally:
             with self._lock:
                 del self._loading[digest]
+            give_back()  # a thread's free memory stays with it, and a load leaves three times the adapter's
 
-    def _put(self, digest: str, adapter: Adapter) -> None:
+    def _put(self, adapter: Adapter) -> None:
         with self._lock:
-            self._items[digest] = adapter
+            self._insert(adapter)
+            self._evict()
+
+    def _insert(self, adapter: Adapter) -> None:
+        if adapter.digest not in self._items:
+            self._items[adapter.digest] = adapter
             self.nbytes += adapter.nbytes
-            while len(self._items) > 1 and self.nbytes > self.capacity_bytes:
-                _, evicted = self._items.popitem(last=False)
-                self.nbytes -= evicted.nbytes
+
+    def _evict(self) -> None:
+        """Of those that are not pinned, the one used last stays in any case."""
+        if self.nbytes <= self.capacity_bytes:
+            return
+        for digest in [digest for digest in self._items if digest not in self._pinned][:-1]:
+            self.nbytes -= self._items.pop(digest).nbytes
+            if self.nbytes <= self.capacity_bytes:
+                return

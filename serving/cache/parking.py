@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from okavango.serving.cache.blocks import BlockPool
+from okavango.serving.cache.tables import drop
 from okavango.serving.sequence import Sequence
 
 _NEWEST = 0.2  # weight of the newest measurement in a running mean
@@ -32,7 +33,7 @@ class Parker(Protocol):
 
 @dataclass(frozen=True)
 class Move:
-    """Copy a sequence's blocks, the first of them number `first` of its table; `tokens` are in them then."""
+    """Copy a sequence's blocks, the first of them number `first` of its copy; it has `tokens` tokens then."""
 
     sequence: Sequence
     blocks: tuple[int, ...]
@@ -42,7 +43,7 @@ class Move:
 
 @dataclass(frozen=True)
 class Parked:
-    """A sequence's first `tokens` tokens, in `blocks` blocks on the host; `data` is the parker's."""
+    """A sequence of `tokens` tokens: all `blocks` that it held, its last ones; `data` is the parker's."""
 
     tokens: int
     blocks: int
@@ -76,11 +77,10 @@ class Parking:
         """A running sequence is about to lose its blocks. `waiting`: who may have some parked."""
         if self._restores.pop(sequence, None) is not None:
             return  # it came back in this very step; its copy is still there
-        count = self._pool.blocks_for(sequence.num_computed)
+        blocks = tuple(sequence.blocks[sequence.num_dropped : self._pool.blocks_for(sequence.num_computed)])
         used = sum(other.parked.blocks for other in waiting if other.parked is not None)
         used += sum(len(move.blocks) for move in self._parks)
-        if used + count <= self.capacity and self.pays(sequence.num_computed, count):
-            blocks = tuple(sequence.blocks[:count])
+        if used + len(blocks) <= self.capacity and self.pays(sequence.num_computed, len(blocks)):
             self._parks.append(Move(sequence, blocks, 0, sequence.num_computed))
 
     def come_back(self, sequence: Sequence) -> int:
@@ -88,14 +88,17 @@ class Parking:
         parked = sequence.parked
         if parked is None or sequence in self._restores:
             return 0
-        before, first = sequence.num_computed, len(sequence.blocks)
-        if parked.tokens <= before or parked.blocks - first > self._pool.num_available:
+        before, end = sequence.num_computed, self._pool.blocks_for(parked.tokens)
+        dropped = end - parked.blocks
+        first = max(dropped, len(sequence.blocks))
+        if parked.tokens <= before or end - first > self._pool.num_available:
             sequence.parked = None
             return 0
-        blocks = [block for _ in range(parked.blocks - first) if (block := self._pool.take()) is not None]
+        drop(sequence, dropped, self._pool)
+        blocks = [block for _ in range(end - first) if (block := self._pool.take()) is not None]
         sequence.blocks += blocks
         sequence.num_computed = parked.tokens
-        self._restores[sequence] = Move(sequence, tuple(blocks), first, parked.tokens)
+        self._restores[sequence] = Move(sequence, tuple(blocks), first - dropped, parked.tokens)
         return parked.tokens - before
 
     def is_back(self, sequence: Sequence) -> bool:

@@ -43,12 +43,13 @@ def block_key(parent: bytes, tokens: Tokens[int], media: Tokens[str]) -> bytes:
 
 
 def media_in(prompt: Rendered, start: int, end: int) -> list[str]:
-    """What fills positions [start, end) instead of placeholders: modality, content, from where to where.
+    """What fills positions [start, end) instead of placeholders: modality, content, from which of its
+    embeddings on, from where to where.
 
     Placeholders of all media are the same token, so the tokens alone would take two pictures for one.
     """
     return [
-        f"{medium.modality}:{medium.digest}:{span.start - start}:{span.end - start}"
+        f"{medium.modality}:{medium.digest}:{span.offset}:{span.start - start}:{span.end - start}"
         for span, medium in zip(prompt.spans, prompt.media, strict=True)
         if span.start < end and span.end > start
     ]

@@ -1,10 +1,20 @@
-"""A sequence's block table: what it wants of the pool, and what it can take over instead of computing."""
+"""A sequence's block table: what it wants of the pool, what it can take over instead of computing, and what
+it needs no longer.
+
+Where every layer has a sliding window, blocks before the widest are given up as the sequence goes on. Their
+places in the table stay, so that a position's block is found as ever. Whoever begins alike still finds what
+is in them, for as long as nobody needs the room.
+"""
 
 from __future__ import annotations
 
 from okavango.serving.cache.blocks import BlockPool
 from okavango.serving.cache.prefix import keys_of
 from okavango.serving.sequence import Sequence
+
+NO_BLOCK = -1
+GROUP = 128
+"""Positions that native/attention.h reads together, from a multiple of it on, so the first may be unseen."""
 
 
 def shareable(sequence: Sequence, pool: BlockPool) -> int:
@@ -51,14 +61,35 @@ def publish(sequence: Sequence, start: int, end: int, pool: BlockPool) -> None:
     """Positions [start, end) are computed: the blocks that this filled may be shared."""
     size = pool.block_size
     keys = keys_of(sequence, end // size, size)
-    for i in range(start // size, end // size):
+    for i in range(max(start // size, sequence.num_dropped), end // size):
         pool.publish(sequence.blocks[i], keys[i])
+
+
+def span(window: int, tokens: int, pool: BlockPool) -> int:
+    """Most blocks that a sequence holds at a time which computes so many tokens a step, under a window."""
+    return pool.blocks_for(window + GROUP + tokens) + 1
+
+
+def drop_unseen(sequence: Sequence, window: int, pool: BlockPool) -> None:
+    """Give up the blocks that no token to come can see, `window` being the widest of all layers."""
+    first = max(0, sequence.num_computed - window + 1) // GROUP * GROUP
+    drop(sequence, first // pool.block_size, pool)
+
+
+def drop(sequence: Sequence, count: int, pool: BlockPool) -> None:
+    """Give up the first `count` blocks, or never take them where the table is shorter."""
+    if count > sequence.num_dropped:
+        pool.release(sequence.blocks[sequence.num_dropped : count])
+        sequence.blocks[:count] = [NO_BLOCK] * count
+        sequence.num_dropped = count
 
 
 def check_table(sequence: Sequence, pool: BlockPool) -> None:
     """What is computed has a block, and what the pool knows of a block is what the sequence has in it."""
     size = pool.block_size
     assert sequence.num_computed <= len(sequence.blocks) * size, "computed tokens lie nowhere"
-    full = sequence.num_computed // size
-    for block, key in zip(sequence.blocks, keys_of(sequence, full, size), strict=False):
+    full, dropped = sequence.num_computed // size, sequence.num_dropped
+    assert sequence.blocks[:dropped] == [NO_BLOCK] * dropped, "a block is dropped and held"
+    assert dropped <= full, "a block is dropped before it was filled"
+    for block, key in zip(sequence.held, keys_of(sequence, full, size)[dropped:], strict=False):
         assert pool.key_of(block) in (key, None), "a block holds something else"

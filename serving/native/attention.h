@@ -11,17 +11,16 @@ namespace okv {
 
 constexpr int GROUP = 128;  // positions between two corrections of the running softmax
 constexpr float NOTHING = -1e30f;
+constexpr int WIDEST_HEAD = 256;
 
 template <class E> struct Cache {
     E *keys, *values;
-    int64_t size;  // elements of a block
+    int64_t size, stride;  // elements of a block, and between blocks
 
     Cache(const Model& m, const Layer& layer, int64_t kv_head)
-        : keys(static_cast<E*>(layer.keys)), values(static_cast<E*>(layer.values)),
-          size(m.block_size * m.head_width) {
-        keys += kv_head * m.blocks * size;
-        values += kv_head * m.blocks * size;
-    }
+        : keys(static_cast<E*>(layer.keys) + kv_head * m.head_stride),
+          values(static_cast<E*>(layer.values) + kv_head * m.head_stride), size(m.block_size * m.head_width),
+          stride(m.block_stride) {}
 };
 
 inline void normalise_head(float* x, const float* weight, int64_t width, double eps) {
@@ -41,6 +40,21 @@ inline void rotate(float* x, const float* cosines, const float* sines, int64_t w
     }
 }
 
+inline void put_value(float* row, int64_t, const float* value, int64_t width) {
+    std::memcpy(row, value, size_t(width) * sizeof(float));
+}
+
+// Into the first or second of each pair.
+inline void put_value(Bf16* row, int64_t which, const Bf16* value, int64_t width) {
+    uint32_t kept = which ? 0xffff : 0xffff0000, shift = which ? 16 : 0;
+    for (int64_t i = 0; i < width; i += LANES) {
+        BitVec before = load_as<BitVec>(row + 2 * i);
+        BitVec now = __builtin_convertvector(load_as<HalfVec>(value + i), BitVec) << shift;
+        now |= before & kept;
+        std::memcpy(static_cast<void*>(row + 2 * i), &now, sizeof now);
+    }
+}
+
 // One row: queries rotated into q, key and value into the cache. A block that begins here is wiped first:
 // nothing of its former holder may be read, for zero times nan is nan.
 template <class E>
@@ -55,27 +69,31 @@ void place_row(const Model& m, const Layer& layer, float* qkv, E* q, int64_t pos
     for (int64_t i = 0; i < m.heads * d; i += LANES) store(q + i, load(qkv + i));
     for (int64_t h = 0; h < m.kv_heads; ++h) {
         Cache<E> cache(m, layer, h);
-        E *keys = cache.keys + block * cache.size, *values = cache.values + block * cache.size;
-        const float *key = qkv + (m.heads + h) * d, *value = key + m.kv_heads * d;
+        E *keys = cache.keys + block * cache.stride, *values = cache.values + block * cache.stride;
+        alignas(64) E key[WIDEST_HEAD], value[WIDEST_HEAD];
+        const float *new_key = qkv + (m.heads + h) * d, *new_value = new_key + m.kv_heads * d;
         if (inside == 0) {
             std::memset(static_cast<void*>(keys), 0, cache.size * sizeof(E));
             std::memset(static_cast<void*>(values), 0, cache.size * sizeof(E));
         }
-        E* column = values + inside / PAIR<E> * d * PAIR<E> + inside % PAIR<E>;
-        for (int64_t i = 0; i < d; ++i) {
-            put(keys[i / PAIR<E> * pairs + inside * PAIR<E> + i % PAIR<E>], key[i]);
-            put(column[i * PAIR<E>], value[i]);
+        for (int64_t i = 0; i < d; i += LANES) {
+            store(key + i, load(new_key + i));
+            store(value + i, load(new_value + i));
         }
+        keys += inside * PAIR<E>;
+        for (int64_t i = 0; i < d; i += PAIR<E>)
+            std::memcpy(static_cast<void*>(keys + i / PAIR<E> * pairs), key + i, PAIR<E> * sizeof(E));
+        put_value(values + inside / PAIR<E> * d * PAIR<E>, inside % PAIR<E>, value, d);
     }
 }
 
 // Up to 16 queries of one sequence and one kv head; query i is head i % G of the position first + i / G.
 template <class E> struct Tile {
-    alignas(64) E q[ROWS * 256];
+    alignas(64) E q[ROWS * WIDEST_HEAD];
     alignas(64) float scores[ROWS * GROUP];
     alignas(64) E weights[ROWS * GROUP];
-    alignas(64) float seen[ROWS * 256], part[ROWS * 256];
-    float most[ROWS], total[ROWS];
+    alignas(64) float seen[ROWS * WIDEST_HEAD], part[ROWS * WIDEST_HEAD];
+    alignas(64) float most[ROWS], total[ROWS];
 };
 
 struct Span {
@@ -89,7 +107,7 @@ template <class E> struct Pieces {
 
     Pieces(const Model& m, const Cache<E>& cache, const int32_t* table, int64_t from, int64_t to) {
         for (int64_t at = from; at < to; at += LANES, ++count) {
-            int64_t block = table[at / m.block_size] * cache.size, inside = at % m.block_size;
+            int64_t block = table[at / m.block_size] * cache.stride, inside = at % m.block_size;
             keys[count] = cache.keys + block + inside * PAIR<E>;
             values[count] = cache.values + block + inside * m.head_width;
             fetch(cache.keys + block, cache.size);
@@ -110,7 +128,7 @@ template <class E> void score(const Model& m, Tile<E>& t, const Pieces<E>& piece
 // Scores of positions [from, to) → weights, the running sums corrected.
 template <class E>
 void weigh(const Model& m, Tile<E>& t, const Span* spans, int64_t from, int64_t to, int rows) {
-    Vec lane;
+    Vec lane, now = load(t.most);
     for (int i = 0; i < LANES; ++i) lane[i] = float(i);
     for (int r = 0; r < rows; ++r) {
         float* scores = t.scores + r * GROUP;
@@ -120,25 +138,25 @@ void weigh(const Model& m, Tile<E>& t, const Span* spans, int64_t from, int64_t 
             Vec position = lane + float(at), s = load(scores + at) * float(m.scale);
             s = position < first ? splat(NOTHING) : s;
             s = position > last ? splat(NOTHING) : s;
-            most = max(most, s);
-            most = s != s ? s : most;
+            most = max(s, most);  // nan is left out here, and found again below
             store(scores + at, s);
         }
-        float before = t.most[r], now = largest(most);
-        for (int i = 0; i < LANES; ++i) now = most[i] != most[i] ? most[i] : now;
-        now = now > before || now != now ? now : before;
+        now[r] = std::max(t.most[r], largest(most));
+    }
+    Vec kept = exp(load(t.most) - now);
+    store(t.most, now);
+    for (int r = 0; r < rows; ++r) {
+        const float* scores = t.scores + r * GROUP;
         Vec total = {};
         for (int64_t at = 0; at < to - from; at += LANES) {
-            Vec s = load(scores + at), w = exp(s - now);
+            Vec s = load(scores + at), w = exp(s - now[r]);
             w = s <= NOTHING ? Vec{} : w;
             total += w;
             store(t.weights + r * GROUP + at, w);
         }
-        float kept = std::exp(before - now);
-        t.total[r] = t.total[r] * kept + sum(total);
-        t.most[r] = now;
+        t.total[r] = t.total[r] * kept[r] + sum(total);
         float* seen = t.seen + r * m.head_width;
-        for (int64_t i = 0; i < m.head_width; i += LANES) store(seen + i, load(seen + i) * kept);
+        for (int64_t i = 0; i < m.head_width; i += LANES) store(seen + i, load(seen + i) * kept[r]);
     }
 }
 
@@ -169,8 +187,9 @@ void attend(const Model& m, const Layer& layer, const Chunk& chunk, const int32_
         std::memcpy(static_cast<void*>(t.q + r * d), q + place(r), d * sizeof(E));
         int64_t position = chunk.first + (begin + r) / group;
         spans[r] = {layer.window ? std::max<int64_t>(0, position - layer.window + 1) : 0, position};
-        t.most[r] = NOTHING, t.total[r] = 0;
     }
+    std::fill(t.most, t.most + ROWS, NOTHING);
+    std::fill(t.total, t.total + ROWS, 0.f);
     std::fill(t.seen, t.seen + rows * d, 0.f);
     Cache<E> cache(m, layer, kv_head);
     const int32_t* table = tables + chunk.table;

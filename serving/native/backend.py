@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from ctypes import c_int32, c_int64
 from itertools import starmap
 from typing import Any
@@ -19,18 +19,21 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from okavango.modalities.lora import LoraWeights, Target
-from okavango.modalities.memory import lazy_zeros
+from okavango.modalities.memory import drop_pages, give_back, lazy_zeros
 from okavango.platform.errors import UnsupportedError
-from okavango.serving.attention import LayerCache, StepLayout
+from okavango.serving.attention import KeyValues
 from okavango.serving.backend import RunnerOptions, num_blocks
 from okavango.serving.native import library
+from okavango.serving.native.embedding import PackedEmbedding
 from okavango.serving.native.library import load_library
 from okavango.serving.native.packing import LANES, interleave, pack, round_up
 from okavango.serving.native.parts import find_parts, rotary_table
 from okavango.serving.native.slots import PackedFactors, Slots
 from okavango.serving.paged import measure_layers
+from okavango.serving.quantised import Quantised
 from okavango.serving.scheduler import Step
 
+Join = Callable[[list[Tensor]], Tensor]
 _DTYPES = {torch.bfloat16: 1, torch.float32: 0}
 
 
@@ -42,9 +45,16 @@ class NativeBackend:
     """
 
     name = "native"
+    can_follow = False
     is_invariant = True
 
-    def __init__(self, decoder: PreTrainedModel, targets: Sequence[Target], options: RunnerOptions) -> None:
+    def __init__(
+        self,
+        decoder: PreTrainedModel,
+        targets: Sequence[Target],
+        options: RunnerOptions,
+        quantised: Quantised | None = None,
+    ) -> None:
         if options.dtype not in _DTYPES or options.kernels is None:
             raise UnsupportedError(f"{options.dtype} is computed by torch", where="native kernels")
         self._library = load_library(options.kernels)
@@ -53,12 +63,10 @@ class NativeBackend:
         self._kept: list[Tensor] = []  # what the kernels point to
         self._shapes = shapes = measure_layers(decoder)
         self.num_blocks = num_blocks(shapes, options)
-        size, device = options.block_size, torch.device("cpu")
-        self.caches = [
-            LayerCache(s, self.num_blocks, size, StepLayout(), options.dtype, device) for s in shapes
-        ]
+        self.caches = self._allocate()
         self.slots = Slots(targets, options)
-        self._weights = _Weights(decoder, options.dtype)
+        self._quantised = quantised
+        self._weights = _Weights(decoder, options.dtype if quantised is None else torch.int8)
         self._vocabulary = decoder.get_output_embeddings().weight.shape[0]
         model = self._describe(decoder)
         is_half = _DTYPES[options.dtype]
@@ -92,6 +100,25 @@ class NativeBackend:
         self._library.okv_run(self._decoder, _DTYPES[self._options.dtype], ctypes.byref(described))
         return logits
 
+    def replay(self, step: Step, rows: Sequence[int]) -> Tensor | None:
+        return None
+
+    def follow(self, step: Step, tokens: Tensor) -> Tensor:
+        raise AssertionError("a CPU computes a step before it is asked for the next one")
+
+    def close(self) -> None:
+        """Nothing goes on beside steps."""
+
+    def _allocate(self) -> list[KeyValues]:
+        """A block's keys and values lie together, over all layers: whoever reads one reads on from there."""
+        shape, size = self._shapes[0], self._options.block_size
+        each = (len(self._shapes), shape.heads, 2, size, shape.key_width)
+        pool = lazy_zeros((self.num_blocks, *each), self._options.dtype)
+        return [
+            KeyValues(pool[:, i, :, 0].transpose(0, 1), pool[:, i, :, 1].transpose(0, 1), shape.window)
+            for i, shape in enumerate(self._shapes)
+        ]
+
     def _describe(self, decoder: PreTrainedModel) -> library.Model:
         parts, options, config = self._parts, self._options, decoder.config.get_text_config()
         cosines, sines = rotary_table(decoder, config.max_position_embeddings)
@@ -99,10 +126,7 @@ class NativeBackend:
             self._layer(layer, cache, i)
             for i, (layer, cache) in enumerate(zip(parts.layers, self.caches, strict=True))
         ]
-        output = decoder.get_output_embeddings()
-        head = self._linear([output], pack(output.weight.detach(), options.dtype), ())
-        if output.weight is not decoder.get_input_embeddings().weight:
-            output.weight.data = output.weight.data.new_empty(0)
+        head = self._head(decoder)
         return library.Model(
             width=config.hidden_size,
             inner=parts.inner,
@@ -110,8 +134,9 @@ class NativeBackend:
             kv_heads=parts.kv_heads,
             head_width=parts.head_width,
             vocabulary=self._vocabulary,
-            blocks=self.num_blocks,
             block_size=options.block_size,
+            block_stride=self.caches[0].keys.stride(1),
+            head_stride=self.caches[0].keys.stride(0),
             max_rank=round_up(options.max_rank),
             activation=parts.activation,
             threads=torch.get_num_threads(),
@@ -123,13 +148,20 @@ class NativeBackend:
             final_norm=self._floats(decoder.model.norm.weight),
             layers=(library.Layer * len(layers))(*layers),
             head=head,
-            slots=self.slots.tensor.data_ptr(),
+            slots=self.slots.addresses.data_ptr(),
             places=self.slots.places.data_ptr(),
-            slot_size=self.slots.size,
             num_targets=len(self.slots.numbers),
         )
 
-    def _layer(self, layer: Any, cache: LayerCache, index: int) -> library.Layer:
+    def _head(self, decoder: PreTrainedModel) -> library.Linear:
+        output = decoder.get_output_embeddings()
+        head = self._linear([output], lambda own: own[0], ())
+        if output.weight is decoder.get_input_embeddings().weight:
+            decoder.set_input_embeddings(PackedEmbedding(self._weights.latest))
+        output.weight.data = output.weight.data.new_empty(0)
+        return head
+
+    def _layer(self, layer: Any, cache: KeyValues, index: int) -> library.Layer:
         attention, mlp = layer.self_attn, layer.mlp
         prefix = f"model.layers.{index}"
         return library.Layer(
@@ -150,31 +182,29 @@ class NativeBackend:
         """Layers that see the same input, as one: their outputs stand behind each other."""
         modules: list[Any] = [owner.get_submodule(name) for name in names]
         panels = [(i, p) for i, module in enumerate(modules) for p in range(len(module.weight) // LANES)]
-        weights = torch.cat([module.weight.detach() for module in modules])
-        packed = pack(weights, self._options.dtype)
-        return self._linear(modules, packed, [f"{prefix}.{name}" for name in names], panels)
+        return self._linear(modules, torch.cat, [f"{prefix}.{name}" for name in names], panels)
 
     def _gated(self, mlp: nn.Module, prefix: str) -> library.Linear:
         modules: list[Any] = [mlp.get_submodule(name) for name in ("gate_proj", "up_proj")]
-        weights = interleave(*(module.weight.detach() for module in modules))
-        panels = [(i, p) for p in range(len(weights) // LANES // 2) for i in range(2)]
+        panels = [(i, p) for p in range(len(modules[0].weight) // LANES) for i in range(2)]
         names = [f"{prefix}.gate_proj", f"{prefix}.up_proj"]
-        return self._linear(modules, pack(weights, self._options.dtype), names, panels, gated=True)
+        return self._linear(modules, lambda own: interleave(*own), names, panels)
 
     def _linear(
         self,
         modules: Sequence[Any],
-        packed: Tensor,
+        join: Join,
         names: Sequence[str],
         panels: Sequence[tuple[int, int]] = (),
-        *,
-        gated: bool = False,
     ) -> library.Linear:
+        """Layers as one, their rows joined by `join`. `panels`: whose each panel is, and which of its own."""
         numbers = [self.slots.numbers[name] for name in names]
         table = torch.tensor(panels, dtype=torch.int32).view(-1, 2).T.contiguous()
+        packed, scales = self._pack(modules, join)
         linear = library.Linear(
             weights=self._weights.put(packed),
-            bias=self._bias(modules, gated),
+            bias=self._bias(modules, join),
+            scales=scales,
             inputs=modules[0].weight.shape[1],
             panels=len(packed),
             num_targets=len(numbers),
@@ -182,17 +212,32 @@ class NativeBackend:
             panel_target=self._keep(table[0].contiguous()),
             panel_index=self._keep(table[1].contiguous()),
         )
+        for module in modules:
+            drop_pages(module.weight)
         for module in modules if names else ():
             module.weight.data = module.weight.data.new_empty(0)
+        del packed
+        give_back()  # else what layers were joined in adds up: up to 100 MiB on the starter
         return linear
 
-    def _bias(self, modules: Sequence[Any], gated: bool) -> int | None:
+    def _pack(self, modules: Sequence[Any], join: Join) -> tuple[Tensor, int | None]:
+        dtype = self._options.dtype
+        if self._quantised is None:
+            return pack(join([module.weight.detach() for module in modules]), dtype), None
+        int8s = [self._quantised.pop(module) for module in modules]
+        scales = join([int8.scales for int8 in int8s])
+        return pack(join([int8.values for int8 in int8s]), dtype, torch.int8), self._padded(scales)
+
+    def _bias(self, modules: Sequence[Any], join: Join) -> int | None:
         if all(module.bias is None for module in modules):
             return None
         each = [m.bias if m.bias is not None else m.weight.new_zeros(len(m.weight)) for m in modules]
-        bias = interleave(each[0], each[1]) if gated else torch.cat(each)
-        padded = torch.zeros(round_up(len(bias)))
-        padded[: len(bias)] = bias.detach()
+        return self._padded(join([bias.detach() for bias in each]))
+
+    def _padded(self, values: Tensor) -> int:
+        """The address of a float for every column of every panel."""
+        padded = torch.zeros(round_up(len(values)))
+        padded[: len(values)] = values
         return self._keep(padded)
 
     def _norm(self, attention: nn.Module, name: str) -> int | None:
@@ -208,7 +253,7 @@ class NativeBackend:
 
 
 class _Weights:
-    """All packed weights behind each other, in the order of their use."""
+    """All packed weights behind each other, in the order of their use. `latest`: what came last."""
 
     def __init__(self, decoder: PreTrainedModel, dtype: torch.dtype) -> None:
         output = decoder.get_output_embeddings()
@@ -216,13 +261,14 @@ class _Weights:
         size = sum(m.weight.numel() for m in layers) + LANES * output.weight.shape[1]
         self._tensor = lazy_zeros((size,), dtype, huge=True)
         self._end = 0
+        self.latest = self._tensor[:0]
 
     def put(self, packed: Tensor) -> int:
         """The address of a copy."""
-        place = self._tensor[self._end : self._end + packed.numel()]
-        place.copy_(packed.flatten())
+        self.latest = self._tensor[self._end : self._end + packed.numel()].view(packed.shape)
+        self.latest.copy_(packed)
         self._end += packed.numel()
-        return place.data_ptr()
+        return self.latest.data_ptr()
 
 
 def _chunks(step: Step) -> Any:

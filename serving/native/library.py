@@ -24,7 +24,18 @@ from okavango.platform.errors import UnsupportedError
 log = logging.getLogger(__name__)
 
 SOURCES = Path(__file__).parent
-_FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-shared", "-Wno-psabi")
+# No contraction: where a compiler fuses a product and a sum in one copy of a function and not in another, a
+# row's numbers would depend on its neighbours (GCC 13 does). What is to be fused says so: fma in vec.h.
+_FLAGS = (
+    "-std=c++17",
+    "-O3",
+    "-march=native",
+    "-ffp-contract=off",
+    "-fopenmp",
+    "-fPIC",
+    "-shared",
+    "-Wno-psabi",
+)
 _COMPILERS = ("c++", "g++", "clang++")
 _SECONDS = 300
 
@@ -35,7 +46,7 @@ def _fields(ctype: type, names: str) -> list[tuple[str, type]]:
 
 class Linear(ctypes.Structure):
     _fields_ = [
-        *_fields(c_void_p, "weights bias"),
+        *_fields(c_void_p, "weights bias scales"),
         *_fields(c_int64, "inputs panels num_targets"),
         ("targets", c_int64 * 3),
         *_fields(c_void_p, "panel_target panel_index"),
@@ -54,13 +65,13 @@ class Layer(ctypes.Structure):
 class Model(ctypes.Structure):
     _fields_ = [
         *_fields(c_int64, "width inner heads kv_heads head_width vocabulary"),
-        *_fields(c_int64, "blocks block_size max_rank activation threads num_layers"),
+        *_fields(c_int64, "block_size block_stride head_stride max_rank activation threads num_layers"),
         *_fields(c_double, "eps scale"),
         *_fields(c_void_p, "cosines sines final_norm"),
         ("layers", POINTER(Layer)),
         ("head", Linear),
         *_fields(c_void_p, "slots places"),
-        *_fields(c_int64, "slot_size num_targets"),
+        *_fields(c_int64, "num_targets"),
     ]
 
 

@@ -69,6 +69,7 @@ inline bool request_tiles() { return syscall(SYS_arch_prctl, 0x1023, 18) == 0; }
 #define OKV_KEEP(PANEL) if (PANEL < N) _tile_stored(PANEL, c + PANEL * LANES, ldc * 4);
 #define OKV_WIDE(PANEL)                                            \
     if (PANEL < N) {                                               \
+        if (FRESH) fetch_tile(b.panels[PANEL] + (at / 2 + AHEAD) * b.row); \
         _tile_loadd(5, b.panels[PANEL] + at / 2 * b.row, b.row * 2); \
         _tile_dpbf16ps(PANEL, 4, 5);                               \
     }
@@ -78,7 +79,14 @@ inline bool request_tiles() { return syscall(SYS_arch_prctl, 0x1023, 18) == 0; }
         _tile_dpbf16ps(PANEL, 6, 7);                               \
     }
 
-template <int N> inline void add_product(Left<Bf16> a, const Right<Bf16>& b, int k) {
+// Weights come from memory faster if they are asked for two tiles ahead. `FRESH`: nobody has read them just now.
+constexpr int AHEAD = 32;  // rows of a panel
+
+inline void fetch_tile(const Bf16* from) {
+    for (int i = 0; i < 16; ++i) __builtin_prefetch(from + i * 32, 0, 3);
+}
+
+template <int N, bool FRESH = false> inline void add_product(Left<Bf16> a, const Right<Bf16>& b, int k) {
     int at = 0;
     for (; at + 32 <= k; at += 32) {
         _tile_loadd(4, a.data + at, a.row * 2);
@@ -90,11 +98,11 @@ template <int N> inline void add_product(Left<Bf16> a, const Right<Bf16>& b, int
     }
 }
 
-inline void add_extra(const Extra<Bf16>& extra) {
+inline void add_extra(const Extra<Bf16>& extra, int base = 0) {
     for (int at = 0; at < extra.k; at += LANES) {
         _tile_loadd(6, extra.a.data + at, extra.a.row * 2);
         _tile_loadd(7, extra.b + at * LANES, LANES * 4);
-        switch (extra.panel) {
+        switch (extra.panel + base) {
             case 0: _tile_dpbf16ps(0, 6, 7); break;
             case 1: _tile_dpbf16ps(1, 6, 7); break;
             case 2: _tile_dpbf16ps(2, 6, 7); break;
@@ -105,10 +113,10 @@ inline void add_extra(const Extra<Bf16>& extra) {
 
 template <int N>
 inline void multiply(Left<Bf16> a, int, const Right<Bf16>& b, int k, float* c, long ldc,
-                     const Extra<Bf16>* extras = nullptr, int num_extras = 0) {
+                     const Extra<Bf16>* extras = nullptr, int num_extras = 0, bool fresh = false) {
     settle();
     OKV_EACH(OKV_CLEAR)
-    add_product<N>(a, b, k);
+    fresh ? add_product<N, true>(a, b, k) : add_product<N>(a, b, k);
     for (int i = 0; i < num_extras; ++i) add_extra(extras[i]);
     OKV_EACH(OKV_KEEP)
 }
@@ -124,6 +132,39 @@ inline void multiply_pieces(Left<Bf16> a, int, const Bf16* const* pieces, int co
     OKV_EACH(OKV_KEEP)
 }
 
+// Two blocks of rows at a time over two panels, each as `multiply` has it; the first `num_upper` extras belong to
+// the upper block. Each of b's tiles is used twice while it is near.
+template <bool FRESH>
+inline void add_tall(Left<Bf16> a, const Right<Bf16>& b, int k) {
+    for (int at = 0; at < k; at += 32) {
+        const Bf16 *b0 = b.panels[0] + at / 2 * b.row, *b1 = b.panels[1] + at / 2 * b.row;
+        if (FRESH) fetch_tile(b0 + AHEAD * b.row), fetch_tile(b1 + AHEAD * b.row);
+        _tile_loadd(4, a.data + at, a.row * 2);
+        _tile_loadd(5, b0, b.row * 2);
+        _tile_dpbf16ps(0, 4, 5);
+        _tile_loadd(5, b1, b.row * 2);
+        _tile_dpbf16ps(1, 4, 5);
+        _tile_loadd(4, a.data + ROWS * a.row + at, a.row * 2);
+        _tile_dpbf16ps(3, 4, 5);
+        _tile_loadd(5, b0, b.row * 2);
+        _tile_dpbf16ps(2, 4, 5);
+    }
+}
+
+template <int N = PANELS>
+inline void multiply_tall(Left<Bf16> a, const Right<Bf16>& b, int k, float* c, long ldc, const Extra<Bf16>* extras,
+                          int num_upper, int num_extras, bool fresh) {
+    settle();
+    OKV_EACH(OKV_CLEAR)
+    fresh ? add_tall<true>(a, b, k) : add_tall<false>(a, b, k);
+    for (int i = 0; i < num_extras; ++i) add_extra(extras[i], i < num_upper ? 0 : 2);
+    float* lower = c + ROWS * ldc;
+    _tile_stored(0, c, ldc * 4);
+    _tile_stored(1, c + LANES, ldc * 4);
+    _tile_stored(2, lower, ldc * 4);
+    _tile_stored(3, lower + LANES, ldc * 4);
+}
+
 #undef OKV_EACH
 #undef OKV_CLEAR
 #undef OKV_KEEP
@@ -136,7 +177,7 @@ inline void end_tiles() {}
 inline bool request_tiles() { return true; }
 #endif
 
-inline void accumulate(Vec& sum, const float* a, const float* b) { sum += *a * load(b); }
+inline void accumulate(Vec& sum, const float* a, const float* b) { sum = fma(splat(*a), load(b), sum); }
 
 inline void accumulate(Vec& sum, const Bf16* a, const Bf16* b) {
 #if defined(__AVX512BF16__)
@@ -147,8 +188,8 @@ inline void accumulate(Vec& sum, const Bf16* a, const Bf16* b) {
 #else
     BitVec bits = load_as<BitVec>(b);
     BitVec even = bits << 16, odd = bits & 0xffff0000u;
-    sum += value(a[0]) * load_as<Vec>(&even);
-    sum += value(a[1]) * load_as<Vec>(&odd);
+    sum = fma(splat(value(a[0])), load_as<Vec>(&even), sum);
+    sum = fma(splat(value(a[1])), load_as<Vec>(&odd), sum);
 #endif
 }
 
@@ -175,7 +216,7 @@ inline void add_product(Left<E> a, int rows, const Right<E>& b, int k, float* c,
 
 template <int N, class E>
 inline void multiply(Left<E> a, int rows, const Right<E>& b, int k, float* c, long ldc,
-                     const Extra<E>* extras = nullptr, int num_extras = 0) {
+                     const Extra<E>* extras = nullptr, int num_extras = 0, bool = false) {
     add_product<N>(a, rows, b, k, c, ldc, false);
     for (int i = 0; i < num_extras; ++i) {
         const Extra<E>& extra = extras[i];
@@ -194,6 +235,9 @@ inline void multiply_pieces(Left<E> a, int rows, const E* const* pieces, int cou
 }
 
 template <class E>
+inline void multiply_tall(Left<E>, const Right<E>&, int, float*, long, const Extra<E>*, int, int, bool) {}
+
+template <class E>
 inline void multiply_pieces(Left<E> a, int rows, const E* const* pieces, int count, long row, long panel,
                             int panels, float* c, long ldc) {
     switch (panels) {
@@ -206,12 +250,12 @@ inline void multiply_pieces(Left<E> a, int rows, const E* const* pieces, int cou
 
 template <class E>
 inline void multiply(Left<E> a, int rows, const Right<E>& b, int panels, int k, float* c, long ldc,
-                     const Extra<E>* extras = nullptr, int num_extras = 0) {
+                     const Extra<E>* extras = nullptr, int num_extras = 0, bool fresh = false) {
     switch (panels) {
-        case 1: return multiply<1>(a, rows, b, k, c, ldc, extras, num_extras);
-        case 2: return multiply<2>(a, rows, b, k, c, ldc, extras, num_extras);
-        case 3: return multiply<3>(a, rows, b, k, c, ldc, extras, num_extras);
-        default: return multiply<4>(a, rows, b, k, c, ldc, extras, num_extras);
+        case 1: return multiply<1>(a, rows, b, k, c, ldc, extras, num_extras, fresh);
+        case 2: return multiply<2>(a, rows, b, k, c, ldc, extras, num_extras, fresh);
+        case 3: return multiply<3>(a, rows, b, k, c, ldc, extras, num_extras, fresh);
+        default: return multiply<4>(a, rows, b, k, c, ldc, extras, num_extras, fresh);
     }
 }
 

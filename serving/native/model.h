@@ -20,6 +20,7 @@ struct Place {
 struct Linear {
     const void* weights;  // [panels][in / PAIR][16][PAIR]
     const float* bias;    // [16 * panels] or null
+    const float* scales;  // [16 * panels], then the weights are int8_t; or null
     int64_t in, panels, num_targets;
     int64_t targets[3];  // the adapted layers that this one is made of
     const int32_t* panel_target;  // [panels] which of these, and which panel of that
@@ -29,22 +30,22 @@ struct Linear {
 struct Layer {
     const float *attention_norm, *mlp_norm, *query_norm, *key_norm;  // the last two may be null
     Linear qkv, out, gate_up, down;
-    void *keys, *values;  // [kv heads][blocks][block]; a block of keys is [D / PAIR][P][PAIR], of values
-                          // [P / PAIR][D][PAIR]
+    void *keys, *values;  // of the first block and kv head; those of others lie block_stride and head_stride
+                          // elements apart. Keys are [D / PAIR][P][PAIR], values [P / PAIR][D][PAIR]
     int64_t window;       // positions that one sees, itself included; 0: all
 };
 
 struct Model {
     int64_t width, inner, heads, kv_heads, head_width, vocabulary;
-    int64_t blocks, block_size, max_rank, activation, threads, num_layers;
+    int64_t block_size, block_stride, head_stride, max_rank, activation, threads, num_layers;
     double eps, scale;
     const float *cosines, *sines;  // [context][head_width]
     const float* final_norm;
     const Layer* layers;
     Linear head;
-    const void* slots;    // [slots][slot_size]
-    const Place* places;  // [slots][num_targets]
-    int64_t slot_size, num_targets;
+    const void* const* slots;  // [slots]: each one's factors
+    const Place* places;       // [slots][num_targets]
+    int64_t num_targets;
 };
 
 // `count` rows of one sequence from position `first` on; its block table begins at tables[table].

@@ -23,12 +23,16 @@ def round_up(count: int) -> int:
     return -(-count // LANES) * LANES
 
 
-def pack(weights: Tensor, dtype: torch.dtype) -> Tensor:
-    """[N, K] → [⌈N / 16⌉, K / PAIR, 16, PAIR], missing columns zero. K must be a multiple of 16."""
+def pack(weights: Tensor, dtype: torch.dtype, stored: torch.dtype | None = None) -> Tensor:
+    """[N, K] → [⌈N / 16⌉, K / PAIR, 16, PAIR], missing columns zero. K must be a multiple of 16.
+
+    `dtype` is what they are multiplied in, and says PAIR; `stored` what they lie in, the same by default. The
+    result is a view, if it can be: whoever keeps it copies it, once.
+    """
     n, k = weights.shape
     padded = F.pad(weights, (0, 0, 0, round_up(n) - n)) if n % LANES else weights
-    panels = padded.to(dtype).view(-1, LANES, k // pair(dtype), pair(dtype))
-    return panels.transpose(1, 2).contiguous()
+    panels = padded.to(stored or dtype).view(-1, LANES, k // pair(dtype), pair(dtype))
+    return panels.transpose(1, 2)
 
 
 def pack_factors(a: Tensor, b: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

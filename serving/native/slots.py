@@ -1,4 +1,4 @@
-"""Adapters' packed factors for the native kernels, a slot a row."""
+"""Adapters' packed factors, and which of them the native kernels find in which slot."""
 
 # Shapes: S slots, R rank
 
@@ -19,7 +19,7 @@ from okavango.serving.native.packing import pack_factors, round_up
 
 @dataclass(frozen=True)
 class PackedFactors:
-    """One adapter: its factors behind each other, and their places in a slot."""
+    """One adapter: its factors behind each other, and where each of them begins."""
 
     tensor: Tensor
     places: Tensor
@@ -31,10 +31,11 @@ class PackedFactors:
 
 
 class Slots:
-    """What adapters bring, packed and in the order of its use; what a slot does not need takes no memory.
+    """What adapters bring, packed and in the order of its use. A slot points to it and keeps it; nothing is
+    copied, so that an adapter lies in memory once.
 
     Attributes:
-        tensor: [S, size].
+        addresses: [S]: where each slot's factors begin.
         places: [S, targets, 3]: rank (a multiple of 16; 0 where nothing is adapted) and where A and B begin.
         numbers: of every target, by name.
     """
@@ -43,20 +44,23 @@ class Slots:
         self._max_rank = options.max_rank
         self._dtype = options.dtype
         self.numbers = {target.name: i for i, target in enumerate(targets)}
-        self.size = round_up(options.max_rank) * sum(t.in_features + t.out_features for t in targets)
-        self.tensor = lazy_zeros((options.slots + 1, self.size), options.dtype, huge=True)
+        self.addresses = torch.zeros(options.slots + 1, dtype=torch.int64)
+        self._tenants: list[PackedFactors | None] = [None] * (options.slots + 1)
         self.places = torch.zeros((options.slots + 1, len(targets), 3), dtype=torch.int64)
 
     def pack(self, weights: LoraWeights) -> PackedFactors:
-        """An adapter's factors as they will stand in a slot."""
-        places, parts, end = torch.zeros_like(self.places[0]), [], 0
+        """An adapter's factors as a slot points to them."""
+        size = sum(round_up(len(a)) * (a.shape[1] + b.shape[1]) for a, b in weights.factors.values())
+        tensor, places, end = lazy_zeros((size,), self._dtype, huge=True), torch.zeros_like(self.places[0]), 0
         for name in sorted(weights.factors, key=self.numbers.__getitem__):
             a, b = weights.factors[name]
-            packed_a, packed_b = pack_factors(a, b, self._dtype)
-            places[self.numbers[name]] = torch.tensor([round_up(len(a)), end, end + len(packed_a)])
-            parts += [packed_a, packed_b]
-            end += len(packed_a) + len(packed_b)
-        return PackedFactors(torch.cat(parts) if parts else self.tensor[0, :0], places, weights.rank)
+            place = [round_up(len(a))]
+            for packed in pack_factors(a, b, self._dtype):
+                place.append(end)
+                tensor[end : end + len(packed)] = packed
+                end += len(packed)
+            places[self.numbers[name]] = torch.tensor(place)
+        return PackedFactors(tensor, places, weights.rank)
 
     def write(self, slot: int, packed: PackedFactors) -> None:
         """Put an adapter into a slot; its former tenant is gone. UnsupportedError over the highest rank."""
@@ -65,5 +69,6 @@ class Slots:
                 f"rank {packed.rank} is over the server's limit of {self._max_rank}",
                 remedy=f"okavango serve --max-rank {packed.rank}",
             )
-        self.tensor[slot, : len(packed.tensor)] = packed.tensor
+        self.addresses[slot] = packed.tensor.data_ptr()
         self.places[slot] = packed.places
+        self._tenants[slot] = packed

@@ -41,6 +41,26 @@ def test_the_comparison_measures_every_side_and_writes_both_files(tmp_path: Path
     assert f"| 8 adapters mixed | **{found['cases']['8 adapters mixed']['rate']:.1f}** |" in shown
 
 
+def test_what_media_cost_is_measured_beside_the_decoder_alone(tmp_path: Path) -> None:
+    small = {"rounds": 1, "requests": 2, "prompt": 8, "answer": 4, "pictures": 3}
+    run(
+        "media.py", tmp_path, *(word for name, number in small.items() for word in (f"--{name}", str(number)))
+    )
+    found = read(tmp_path / "media.json")
+    assert found["runs"] == [1, 8]
+    assert {name: len(each) for name, each in found["rates"].items()} == {"whole": 1, "decoder alone": 1}
+    assert set(found["gaps"]) == {"nothing", "texts", "pictures"}
+    assert min(found["resident"].values()) > 0
+    assert "| one picture |" in (tmp_path / "media.md").read_text()
+
+
+def test_a_killed_job_is_timed_until_it_trains_again(tmp_path: Path) -> None:
+    run("recovery.py", tmp_path, "--rounds", "1", "--steps", "3", "--kill", "process")
+    (found,) = read(tmp_path / "recovery.json")["found"]["SQLite"]["process"]
+    assert 0 < found["claimed"] < found["seconds"]
+    assert "| the job's process |" in (tmp_path / "recovery.md").read_text()
+
+
 def test_curves_have_all_their_points(tmp_path: Path) -> None:
     run("curves.py", tmp_path, "--only", "registered", "context", "prefix", "--most", "1024")
     found = read(tmp_path / "curves.json")["curves"]

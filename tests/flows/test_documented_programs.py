@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 from server_fixtures import RunningServer, Site
-from tiny_fixtures import Bundles
 
-from okavango.modalities.tiny_bundle import picture_bytes
+from okavango.modalities.tiny_bundle import picture_bytes, write_tiny_bundle
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
@@ -22,13 +21,13 @@ ADDRESS = "http://127.0.0.1:8000"
 @pytest.fixture
 def run(
     site: Site,
-    tiny_bundles: Bundles,
     make_server: Callable[..., RunningServer],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Callable[[str], dict[str, Any]]:
     """run("README.md"): the names that its programs leave, one after the other."""
-    site.publish("emoji", tiny_bundles.folders["r4"])
+    write_tiny_bundle(tmp_path / "bundle", site.base, joint=True)
+    site.publish("emoji", tmp_path / "bundle")
     server = make_server()
     picture = tmp_path / "emoji" / "images" / "1f436.png"
     picture.parent.mkdir(parents=True)

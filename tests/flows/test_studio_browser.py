@@ -7,11 +7,11 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, FilePayload, Locator, Page, expect, sync_playwright
+from browser_fixtures import Visits, add_file, answers, ask, choose
+from playwright.sync_api import Locator, Page, expect
 from server_fixtures import ENGINE, RunningServer, Site, make_site, wait_until
 from tiny_fixtures import Bundles
 
@@ -24,9 +24,6 @@ from okavango.web.services import ServeOptions
 from okavango.web.studio.picker import first_choice
 
 pytestmark = pytest.mark.browser
-expect.set_options(timeout=20_000)  # a busy machine is no fault of the studio
-
-CHROMIUM = Path("/usr/bin/chromium")
 PICTURE = picture_bytes(11)
 FAULT = "#okv-conversation .okv-fault"
 SCORES = {"loss": 1.8342, "bleu4": 11.21, "chrf": 28.43, "exact_match": 0.034}
@@ -52,72 +49,13 @@ def studio(studio_site: Site) -> Iterator[RunningServer]:
     running.stop()
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    if not CHROMIUM.exists():
-        pytest.fail(f"no {CHROMIUM}: apt-get install chromium (make test does it on Debian)", pytrace=False)
-    with sync_playwright() as playwright:
-        # No sandbox: as root, which containers run as, chromium starts only without.
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield started
-        started.close()
-
-
-class Visits:
-    """Opens pages, each in a context of its own, and notes what should not be."""
-
-    def __init__(self, browser: Browser) -> None:
-        self._browser = browser
-        self._contexts: list[BrowserContext] = []
-        self.complaints: list[str] = []
-        self.foreign: list[str] = []
-
-    def __call__(self, url: str, width: int = 1280, height: int = 800, **options: Any) -> Page:
-        context = self._browser.new_context(viewport={"width": width, "height": height}, **options)
-        self._contexts.append(context)
-        page = context.new_page()
-        page.on("request", lambda request: self._see(request.url, urlsplit(url).netloc))
-        page.on("console", lambda line: self.complaints.append(line.text) if line.type == "error" else None)
-        page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        page.goto(f"{url}/")
-        expect(page.locator("#okv-model input")).not_to_have_value("")
-        return page
-
-    def _see(self, address: str, own: str) -> None:
-        parts = urlsplit(address)
-        if parts.scheme not in ("data", "blob") and parts.netloc != own:
-            self.foreign.append(address)
-
-    def end(self) -> None:
-        for context in self._contexts:
-            context.close()
-
-
-@pytest.fixture
-def open_page(browser: Browser) -> Iterator[Visits]:
-    """open_page(url, width=390): a page that must not complain, nor talk to another host."""
-    visits = Visits(browser)
-    yield visits
-    visits.end()
-    assert visits.complaints == []
-    assert visits.foreign == []
-
-
 @pytest.fixture
 def page(studio: RunningServer, open_page: Visits) -> Page:
     return open_page(studio.url)
 
 
-def choose(page: Page, model: str) -> None:
-    page.click("#okv-model input")
-    page.get_by_role("option", name=model, exact=True).click()
-    expect(page.locator("#okv-card b").first).to_have_text(model)
-
-
 def add_picture(page: Page, data: bytes, name: str = "picture.png") -> None:
-    upload: FilePayload = {"name": name, "mimeType": "image/png", "buffer": data}
-    page.set_input_files("#okv-composer input[type=file]", upload)
-    expect(page.locator("#okv-composer .thumbnail-item")).to_be_visible()
+    add_file(page, data, name, "image/png")
 
 
 def clear(page: Page) -> None:
@@ -140,18 +78,6 @@ def set_max_tokens(page: Page, count: int) -> None:
     page.click("text=Sampling")
     fill(page.get_by_label("number input for Max tokens"), str(count))
     expect(page.get_by_label("range slider for Max tokens")).to_have_value(str(count))
-
-
-def ask(page: Page, question: str) -> None:
-    page.fill("#okv-composer textarea", question)
-    page.press("#okv-composer textarea", "Enter")
-
-
-def answers(page: Page, count: int = 1) -> list[str]:
-    """The answers so far, exactly as the model gave them, once there are `count`."""
-    copies = page.locator("#okv-conversation .okv-copy")
-    expect(copies).to_have_count(count)
-    return [unquote(copy.get_attribute("data-copy") or "") for copy in copies.all()]
 
 
 def from_engine(
@@ -198,7 +124,7 @@ def test_an_adapter_answers_about_a_picture(studio: RunningServer, page: Page) -
     expect(made.locator(".okv-digest")).to_have_text(version.digest[:12])
     expect(made.locator(".okv-digest")).to_have_attribute("data-copy", version.digest)
     expect(made).to_contain_text("tokens/s")
-    expect(made).to_contain_text("picture encoded")
+    expect(made).to_contain_text("features computed")
     expect(page.locator("#okv-conversation .user img")).to_be_visible()
 
     # The other version leaves the encoder alone, so it finds the picture's features in the cache.
@@ -208,7 +134,7 @@ def test_an_adapter_answers_about_a_picture(studio: RunningServer, page: Page) -
     ask(page, "What is this?")
     assert answers(page) == [from_engine(studio, [question("What is this?", PICTURE)], "r8@2")]
     expect(made.locator(".okv-model")).to_have_text("r8@2")
-    expect(made).to_contain_text("picture from cache")
+    expect(made).to_contain_text("features from cache")
 
 
 def test_a_conversation_goes_on_until_it_is_cleared(studio: RunningServer, page: Page) -> None:

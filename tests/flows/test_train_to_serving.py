@@ -54,8 +54,27 @@ def test_eight_pictures_are_learned_by_heart(workshop: Workshop) -> None:
         {"lora": {"r": 4, "alpha": 5, "use_rslora": True, "targets": r".*layers\.1\.mlp\.\w+_proj"}},
         {"head": {"train": False}},
         {"precision": "bf16", "system": "You are brief."},
+        {"lora": {"train": False}},
+        {"quantization": "nf4", "recompute": True},
+        {"joint": {"weight": 0.5, "width": 16, "modality_dropout": 0.3}},
+        {"encoders": {"image": {"r": 2}}},
+        {"encoders": {"image": {"r": 2, "targets": ["c_fc"]}}, "head": {"train": False}},
+        {"heads": {"image": {"kind": "resampler", "tokens": 3, "hidden": 64}}},
+        {"heads": {"image": {"kind": "linear", "pooling": "stack"}}, "encoders": {"image": {}}},
     ],
-    ids=["q and v", "rslora on one layer", "the base's head", "bf16 with a system prompt"],
+    ids=[
+        "q and v",
+        "rslora on one layer",
+        "the base's head",
+        "bf16 with a system prompt",
+        "heads alone",
+        "four bits, layers computed anew",
+        "a joint objective",
+        "an encoder that learns",
+        "an encoder that learns before the base's head",
+        "a resampler",
+        "a stacking linear head after an encoder that learns",
+    ],
 )
 def test_every_kind_of_adapter_passes_the_gate(workshop: Workshop, values: dict[str, Any]) -> None:
     assert worst_error(workshop, train(workshop, **values)) < 1e-4

@@ -11,6 +11,7 @@ from peft import PeftModel
 
 from okavango.modalities.base import Base, load_decoder
 from okavango.modalities.content import Message, Text
+from okavango.modalities.peft_files import read_peft
 from okavango.modalities.tiny import write_tiny_base
 from okavango.modalities.tiny_bundle import write_tiny_bundle
 from okavango.platform.bundle import read_manifest
@@ -85,4 +86,48 @@ def test_mixed_ranks_equal_the_reference(base, tmp_path):
         engine.stop()
     folders = [source.folders[r.adapter.digest] if r.adapter else None for r in requests]
     assert found == [reference(base, folder, r) for folder, r in zip(folders, requests, strict=True)]
+    engine.core.scheduler.check_integrity()
+
+
+def test_adapters_wait_page_locked_and_arrive_whole(base, tmp_path):
+    source = Source(base, tmp_path / "bundles")
+    options = EngineOptions(dtype="bfloat16", device="cuda", kv_bytes=1 << 24, slots=2, max_step_tokens=48)
+    engine = Engine(base, source, options)
+    engine.start()
+    prompt = engine.renderer.prompt([Message("user", (Text("hello"),))])
+    try:
+        for i, digest in enumerate([*source.folders, *source.folders]):  # each swapped out and in again
+            answers(engine, [Request(f"r{i}", prompt, AdapterRef("a", 1, digest), PARAMS)])
+    finally:
+        engine.stop()
+    backend = engine.core.runner.backend
+    last = engine.core.scheduler.slots._slots[digest]
+    adapter = engine._host.peek(digest)
+    assert adapter is not None
+    factors = adapter.lora.factors
+    assert len({tensor.untyped_storage().data_ptr() for pair in factors.values() for tensor in pair}) == 1
+    expected = read_peft(source.folders[digest] / "decoder", engine.core.runner.targets).factors
+    assert factors.keys() == expected.keys()
+    for name, pair in factors.items():
+        for tensor, arena, own in zip(pair, backend._arena.views(name), expected[name], strict=True):
+            assert tensor.is_pinned()
+            assert torch.equal(arena[last, : len(tensor)].cpu(), own.bfloat16())
+
+
+def test_a_window_over_every_layer_equals_the_reference(tmp_path):
+    base = write_tiny_base(tmp_path / "base", architecture="mistral", image=False)
+    source = Source(base, tmp_path / "bundles")
+    engine = Engine(base, source, EngineOptions(dtype="float32", device="cuda", kv_bytes=1 << 20))
+    engine.start()
+    requests = []
+    for i, length in enumerate((300, 20, 230, 350)):
+        text = ("pack my box with five dozen liquor jugs " * 9)[i : i + length]
+        requests.append(
+            Request(f"r{i}", engine.renderer.prompt([Message("user", (Text(text),))]), None, PARAMS)
+        )
+    try:
+        found = answers(engine, requests)
+    finally:
+        engine.stop()
+    assert found == [reference(base, None, request) for request in requests]
     engine.core.scheduler.check_integrity()

@@ -16,12 +16,13 @@ from okavango.training.checkpoint import Checkpoints
 from okavango.training.collate import Row, collate, render_row
 from okavango.training.dataset import Example
 from okavango.training.evaluate import Question, answer_questions, held_out_loss
-from okavango.training.loop import Loop, TrainingSet, make_accelerator, seed_everything
+from okavango.training.loop import Loop, TrainingSet, data_order, seed_everything
 from okavango.training.lora import attach_lora
 from okavango.training.model import Trainee
 from okavango.training.monitor import Monitor, Reason, Stopped
 from okavango.training.objective import answer_loss
 from okavango.training.packing import ATTENTION
+from okavango.training.ranks import join
 from okavango.training.spec import TrainSpec, parse_spec
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU on this machine")
@@ -37,9 +38,9 @@ def conversation(i: int) -> Example:
     return Example((SYSTEM, asked, Message("assistant", (Text(NAMES[i]),))), i + 1)
 
 
-def features(digest: str) -> torch.Tensor:
+def features(modality: str, digest: str) -> torch.Tensor:
     generator = torch.Generator().manual_seed(int(digest[:12], 16))
-    return torch.randn(HEAD.tokens, HEAD.in_width, generator=generator)
+    return torch.randn(1, HEAD.tokens, HEAD.in_width, generator=generator)
 
 
 def specification(**values: object) -> TrainSpec:
@@ -47,12 +48,17 @@ def specification(**values: object) -> TrainSpec:
     return parse_spec(quick | {"lora": {"r": 8, "dropout": 0.0}, "label_smoothing": 0.0} | values)
 
 
+class Layouts:
+    def of(self, medium: Media) -> tuple[int]:
+        return (HEAD.tokens,)
+
+
 class Bench:
     """The tiny base, eight rows with pictures, and trainees that all start alike."""
 
     def __init__(self, folder: Path) -> None:
         self.base: Base = write_tiny_base(folder / "base", image=False)
-        self.renderer = Renderer(load_tokenizer(self.base), {"image": HEAD.tokens})
+        self.renderer = Renderer(load_tokenizer(self.base), Layouts())
         self.examples = [conversation(i) for i in range(len(NAMES))]
         self.rows: list[Row] = [render_row(example, self.renderer, None) for example in self.examples]
 
@@ -64,12 +70,13 @@ class Bench:
             for name, parameter in model.named_parameters():
                 if "lora_B" in name:
                     parameter.normal_(std=0.05)
-        return Trainee(model, new_head(HEAD, 0.2), trains_head=True).to(device).train()
+        return Trainee(model, {"image": new_head(HEAD, 0.2)}, {"image"}).to(device).train()
 
     def loop(self, folder: Path, dtype: torch.dtype, spec: TrainSpec) -> Loop:
         trainee = self.trainee("cuda", dtype, spec)
         data = TrainingSet(self.rows, features)
-        return Loop(trainee, data, spec, spec.total_steps(8), make_accelerator(), Checkpoints(folder, "same"))
+        steps = spec.total_steps(data_order(self.rows, spec).steps_an_epoch)
+        return Loop(trainee, data, spec, steps, join(), Checkpoints(folder, "same"))
 
 
 @pytest.fixture(scope="module")
@@ -101,9 +108,9 @@ def test_eight_pictures_are_learned_by_heart_in_bfloat16(bench: Bench, tmp_path:
     spec = specification(steps=150, max_new_tokens=12)
     loop = bench.loop(tmp_path, torch.bfloat16, spec)
     assert loop._trainee.device.type == "cuda"
-    assert held_out_loss(loop._trainee, loop._data, 4) > 1
+    assert held_out_loss(loop._trainee, loop._data, loop.spec) > 1
     loop.run(Monitor())
-    assert held_out_loss(loop._trainee, loop._data, 4) < 0.1
+    assert held_out_loss(loop._trainee, loop._data, loop.spec) < 0.1
     questions = [
         Question(bench.renderer.prompt(example.messages[:-1]), NAMES[i], "")
         for i, example in enumerate(bench.examples)

@@ -12,6 +12,7 @@ from sqlalchemy import Connection, Engine, inspect, text
 from okavango.platform.catalog import migrate
 from okavango.platform.catalog.database import make_engine, parse_url
 from okavango.platform.catalog.schema import Row
+from okavango.platform.catalog.store import Catalog
 from okavango.platform.errors import ConflictError, IntegrityError
 
 
@@ -120,3 +121,30 @@ def test_every_revision_imports_nothing_of_ours(root: Path) -> None:
     """The schema moves on; a step that used it would change with it."""
     for path in (root / "migrations/versions").glob("0*.py"):
         assert "okavango" not in path.read_text(), path.name
+
+
+def test_what_is_there_survives_the_training_service(empty_url: str) -> None:
+    """A job that a version points to, from before there were priorities."""
+    migrate.upgrade(empty_url, "0001")
+    now = "2026-01-01 00:00:00+00:00"
+    with engine_of(empty_url).begin() as connection:
+        for statement in (
+            f"INSERT INTO bases VALUES ('b', 'd', '{{}}', '/b', '{now}', '{now}')",
+            "INSERT INTO jobs (id, kind, name, spec, state, principal, attempts, cancel_requested, "
+            "created_at, updated_at) VALUES "
+            f"('j', 'train', 'a', '{{}}', 'queued', 'p', 1, false, '{now}', '{now}')",
+            f"INSERT INTO adapters VALUES ('a', 'b', '{now}')",
+            "INSERT INTO adapter_versions (adapter, number, digest, base, base_digest, components, "
+            "modalities, lineage, metrics, state, principal, job_id, created_at, updated_at) VALUES "
+            f"('a', 1, 'x', 'b', 'd', '{{}}', '[]', '{{}}', '{{}}', 'ready', 'p', 'j', '{now}', '{now}')",
+        ):
+            connection.execute(text(statement))
+    migrate.upgrade(empty_url)
+    catalog = Catalog(empty_url)
+    (job,) = catalog.list_jobs()
+    assert (job.id, job.priority, job.losses, job.labels, job.pause_requested) == ("j", 0, 0, {}, False)
+    assert catalog.resolve("a@1").job_id == "j"
+    catalog.close()
+    migrate.downgrade(empty_url, "0001")
+    with engine_of(empty_url).connect() as connection:
+        assert connection.execute(text("SELECT id, state FROM jobs")).all() == [("j", "queued")]

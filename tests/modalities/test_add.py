@@ -89,6 +89,17 @@ def test_tokens_and_hidden_width_are_as_asked(tiny_base: Base, bases: Path) -> N
     assert (spec.tokens, spec.hidden) == (1, 8)
 
 
+def test_tiles_layers_and_the_heads_kind_are_as_asked(tiny_base: Base, bases: Path) -> None:
+    recipe = with_encoder(
+        tiny_base, image_tiles=4, image_layers=(-2, -1), head_kind="resampler", head_hidden=64, image_tokens=3
+    )
+    added = add_base(bases, "mine", recipe)
+    verify_base(added)
+    encoder, head = added.encoders["image"], added.heads["image"].spec
+    assert (encoder.tiles, encoder.layers) == (4, (-2, -1))
+    assert (head.kind, head.tokens, head.in_width) == ("resampler", 3, encoder.width)
+
+
 def test_tokens_that_do_not_tile_leave_no_base(tiny_base: Base, bases: Path) -> None:
     with pytest.raises(ConfigError, match="5 tokens do not tile"):
         add_base(bases, "mine", with_encoder(tiny_base, image_tokens=5))
@@ -181,11 +192,18 @@ def test_a_file_that_is_no_gguf_is_refused(bases: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("option", [{"image_tokens": 4}, {"head_hidden": 8}, {"image_weights": "openai"}])
 def test_picture_options_without_an_encoder_are_refused(option: dict[str, int]) -> None:
-    with pytest.raises(ConfigError, match="without an image encoder"):
+    with pytest.raises(ConfigError, match=r"without an( image)? encoder"):
         Recipe("somewhere", **option)
 
 
-@pytest.mark.parametrize("option", [{"image_tokens": 0}, {"head_hidden": -1}])
+def test_options_of_another_modality_are_refused() -> None:
+    with pytest.raises(ConfigError, match="without an audio encoder"):
+        Recipe("somewhere", "ViT-B-32", "openai", audio_stride=4)
+    with pytest.raises(ConfigError, match="pretrained connectors"):
+        Recipe("somewhere", "ViT-B-32", "openai", head_kind="identity")
+
+
+@pytest.mark.parametrize("option", [{"image_tokens": 0}, {"head_hidden": -1}, {"image_tiles": 0}])
 def test_sizes_below_one_are_refused(option: dict[str, int]) -> None:
     with pytest.raises(ConfigError, match="1 or more"):
         Recipe("somewhere", "ViT-B-32", "openai", **option)

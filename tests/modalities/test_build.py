@@ -16,6 +16,7 @@ from okavango.modalities.build import (
     write_description,
     write_head,
 )
+from okavango.modalities.projector import HeadSpec
 from okavango.platform.errors import ConfigError, ConflictError
 
 # Writes half a base, says so, and waits to be killed.
@@ -157,7 +158,9 @@ def test_a_decoder_elsewhere_is_named_by_its_absolute_path(tiny_base: Base, tmp_
 
 def test_a_described_head_is_the_one_that_was_written(tiny_base: Base, tmp_path: Path) -> None:
     shape = DecoderShape.of(load_decoder(tiny_base, torch.float32))
-    head = write_head(tmp_path / "h.safetensors", tiny_base.encoders["image"], shape, tokens=16, hidden=8)
+    encoder = tiny_base.encoders["image"]
+    spec = HeadSpec(encoder.width, shape.width, encoder.grid, tokens=16, hidden=8)
+    head = write_head(tmp_path / "h.safetensors", spec, shape)
     assert (head.spec.in_width, head.spec.out_width, head.spec.grid) == (32, 64, (4, 4))
     assert not head.trained
     loaded = load_head(head)(torch.randn(8, 16, 32))

@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from okavango.modalities.base import Base, read_base
+from okavango.modalities.packages import RECIPE, is_current
 from okavango.platform.cli import app
 
 
@@ -97,7 +98,8 @@ def test_unknown_names_are_one_line_errors(cache: Path) -> None:
 
 
 def test_build_finds_the_base_that_is_there_without_loading_torch(tiny_base: Base, cache: Path) -> None:
-    shutil.copytree(tiny_base.folder, cache / "bases" / "starter")
+    path = Path(shutil.copytree(tiny_base.folder, cache / "bases" / "starter")) / "base.toml"
+    path.write_text(f'recipe = "{RECIPE}"\n{path.read_text()}')
     code = (
         "import sys; from okavango.platform.cli import app\n"
         "app(['base', 'build', 'starter'], standalone_mode=False); assert 'torch' not in sys.modules"
@@ -105,3 +107,12 @@ def test_build_finds_the_base_that_is_there_without_loading_torch(tiny_base: Bas
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert str(cache / "bases" / "starter") in done.stdout
+
+
+def test_a_starter_base_of_an_older_recipe_is_not_the_one(tiny_base: Base, tmp_path: Path) -> None:
+    path = Path(shutil.copytree(tiny_base.folder, tmp_path / "starter")) / "base.toml"
+    assert not is_current(path.parent)
+    path.write_text(f'recipe = "{RECIPE}"\n{path.read_text()}')
+    assert is_current(path.parent)
+    assert read_base(path.parent).recipe == RECIPE
+    assert not is_current(tmp_path / "nowhere")

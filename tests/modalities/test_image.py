@@ -7,10 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from okavango.modalities.content import Limits
-from okavango.modalities.image import decode_image
+from okavango.modalities.encoders import encode
+from okavango.modalities.image import ImageEncoder, cut, decode_image, tiling, upright_size
+from okavango.modalities.tiny import write_tiny_base
+from okavango.modalities.tower import measure_tower
 from okavango.platform.errors import MediaError
 
 LIMITS = Limits()
@@ -166,3 +172,59 @@ def test_decoding_needs_no_model_library(tmp_path: Path) -> None:
     )
     command = [sys.executable, "-P", "-c", code, str(tmp_path / "clear.png")]
     assert subprocess.run(command, check=True, capture_output=True, text=True).stdout == "set()\n"
+
+
+@pytest.mark.parametrize(
+    ("size", "most", "expected"),
+    [
+        ((224, 224), 6, (1, 1)),  # no larger than what the encoder sees
+        ((100, 50), 6, (1, 1)),
+        ((1000, 1000), 6, (2, 2)),
+        ((1000, 1000), 1, (1, 1)),
+        ((1200, 400), 6, (1, 3)),
+        ((400, 1200), 6, (3, 1)),
+        ((1200, 800), 6, (2, 3)),
+        ((4000, 100), 4, (1, 4)),
+        ((300, 200), 6, (1, 2)),
+    ],
+)
+def test_a_large_picture_is_cut_into_nearly_square_tiles(
+    size: tuple[int, int], most: int, expected: tuple[int, int]
+) -> None:
+    assert tiling(size, 224, most) == expected
+
+
+@given(st.tuples(st.integers(1, 5000), st.integers(1, 5000)), st.integers(1, 16))
+def test_tiles_are_within_their_number_and_cover_the_picture(size: tuple[int, int], most: int) -> None:
+    rows, columns = tiling(size, 224, most)
+    assert 1 <= rows * columns <= most
+    if max(size) <= 1000:
+        pieces = cut(Image.new("L", size), rows, columns)[-rows * columns :]
+        assert sum(piece.width * piece.height for piece in pieces) == size[0] * size[1]
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_the_header_tells_the_size_that_decoding_gives(orientation: int) -> None:
+    image = Image.new("RGB", (90, 30))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    buffer = BytesIO()
+    image.save(buffer, "JPEG", exif=exif)
+    data = buffer.getvalue()
+    assert upright_size(data, Limits()) == decode_image(data).size
+
+
+def test_a_picture_in_tiles_takes_their_positions(tmp_path: Path) -> None:
+    base = write_tiny_base(tmp_path / "tiny")
+    spec = measure_tower(base.encoders["image"].path, tiles=4)
+    assert spec.digest != base.encoders["image"].digest
+    encoder = ImageEncoder.load(spec)
+    for size, pieces in (((32, 32), 1), ((64, 64), 5), ((96, 32), 4)):
+        picture = Image.effect_noise(size, 90).convert("RGB")
+        (features,) = encode(encoder, [picture])
+        assert len(features) == pieces * 16
+        buffer = BytesIO()
+        picture.save(buffer, "PNG")
+        assert ImageEncoder.layout(spec, buffer.getvalue(), Limits()) == (len(features),)
+        whole = encode(ImageEncoder.load(base.encoders["image"]), [picture])[0]
+        torch.testing.assert_close(features[:16], whole, rtol=1e-4, atol=1e-4)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -115,6 +117,10 @@ def _nan(tensors) -> None:
     tensors[Q0 + ".lora_B.weight"][0, 0] = float("nan")
 
 
+def _beyond_bfloat16(tensors) -> None:
+    tensors[f"{Q0}.lora_B.weight"][0, 0] = 3.4e38  # float32 goes on to 3.403e38, bfloat16 to 3.390e38
+
+
 def _drop_layer(tensors) -> None:
     del tensors[Q0 + ".lora_A.weight"], tensors[Q0 + ".lora_B.weight"]
 
@@ -143,6 +149,7 @@ def _output_layer(tensors) -> None:
     [
         (_rename, "w_proj"),
         (_nan, "not finite"),
+        (_beyond_bfloat16, "not finite"),
         (_drop_layer, r"no tensors for them: model\.layers\.0\.self_attn\.q_proj"),
         (_output_layer, "lm_head"),
         (
@@ -160,6 +167,15 @@ def test_a_tensor_that_does_not_bind_is_named(decoder, tmp_path, change, word):
     edit_weights(write_peft(decoder, tmp_path), change)
     with pytest.raises(BindError, match=word):
         read_peft(tmp_path, find_targets(decoder))
+
+
+def test_a_scale_that_makes_factors_overflow_is_refused(decoder, tmp_path):
+    folder = write_peft(decoder, tmp_path)
+    edit_weights(folder, lambda tensors: tensors[f"{Q0}.lora_B.weight"].fill_(1e20))
+    read_peft(folder, find_targets(decoder))
+    edit_config(folder, lora_alpha=1e20)
+    with pytest.raises(BindError, match="not finite"):
+        read_peft(folder, find_targets(decoder))
 
 
 def test_routed_experts_are_refused_as_what_they_are(decoder, tmp_path):
@@ -189,3 +205,14 @@ def test_torn_and_missing_files_are_bind_errors(decoder, tmp_path):
     (tmp_path / CONFIG).unlink()
     with pytest.raises(BindError, match="not a PEFT adapter"):
         read_peft(tmp_path, find_targets(decoder))
+
+
+def test_reading_again_and_again_leaves_nothing_behind(decoder, tmp_path):
+    folder, targets = write_peft(decoder, tmp_path), find_targets(decoder)
+    tensors = 2 * len(read_peft(folder, targets).factors)
+    gc.collect()
+    before = sys.getallocatedblocks()
+    for _ in range(100):
+        read_peft(folder, targets)
+    gc.collect()
+    assert sys.getallocatedblocks() - before < 50 * tensors

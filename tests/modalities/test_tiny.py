@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 from okavango.modalities.base import Base, load_decoder, load_head, load_tokenizer, verify_base
+from okavango.modalities.encoders import encode
 from okavango.modalities.image import ImageEncoder
 from okavango.modalities.projector import pool
 from okavango.modalities.tiny import Architecture, write_tiny_base
@@ -84,32 +85,32 @@ def test_the_chat_template_is_chatml(tiny: Base) -> None:
 
 def test_features_have_the_shape_that_the_spec_gives(tiny: Base) -> None:
     spec = tiny.encoders["image"]
-    features = ImageEncoder.load(spec).encode(pictures(3))
-    assert features.shape == (3, spec.grid[0] * spec.grid[1], spec.width)
-    assert features.dtype == torch.float32
+    for features in encode(ImageEncoder.load(spec), pictures(3)):
+        assert features.shape == (spec.grid[0] * spec.grid[1], spec.width)
+        assert features.dtype == torch.float32
 
 
 def test_a_picture_has_the_same_features_alone_and_in_a_batch(tiny: Base) -> None:
     encoder = ImageEncoder.load(tiny.encoders["image"])
     images = pictures(5)
-    together = encoder.encode(images)
-    alone = torch.cat([encoder.encode([image]) for image in images])
+    together = torch.stack(encode(encoder, images))
+    alone = torch.stack([encode(encoder, [image])[0] for image in images])
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
-    assert torch.equal(together, encoder.encode(images))
+    assert torch.equal(together, torch.stack(encode(encoder, images)))
 
 
 def test_features_are_ordered_row_by_row(tiny: Base) -> None:
     picture = Image.new("RGB", (32, 32), "white")
     picture.paste("red", (8, 0, 16, 8))  # the second patch of the first row
     encoder = ImageEncoder.load(tiny.encoders["image"])
-    plain, marked = encoder.encode([Image.new("RGB", (32, 32), "white"), picture])
+    plain, marked = encode(encoder, [Image.new("RGB", (32, 32), "white"), picture])
     assert (marked - plain).norm(dim=-1).argmax() == 1
 
 
 def test_pictures_reach_the_decoder_as_loud_as_its_own_embeddings(tiny: Base) -> None:
-    features = ImageEncoder.load(tiny.encoders["image"]).encode(pictures(4))
+    features = encode(ImageEncoder.load(tiny.encoders["image"]), pictures(4))
     head = tiny.heads["image"]
-    embeddings = load_head(head)(pool(features, head.spec))
+    embeddings = load_head(head)(torch.cat([pool(each, head.spec) for each in features]))
     own = load_decoder(tiny, torch.float32).get_input_embeddings().weight
     assert embeddings.shape == (4, 4, own.shape[1])
     assert embeddings.std() == pytest.approx(own.std().item(), rel=0.1)

@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from okavango.modalities.base import Base, EncoderSpec
+from okavango.modalities.encoders import encode
 from okavango.modalities.image import ImageEncoder, decode_image, load_tower
 from okavango.modalities.tiny import write_tiny_base
 from okavango.modalities.tiny_bundle import picture_bytes
@@ -37,8 +38,8 @@ def test_timm_towers_are_measured_and_encode_like_any_other(
     write_tower(tmp_path / "t", timm_config(name, image_size), PREPROCESS)
     spec = measure_tower(tmp_path / "t")
     assert (spec.image_size, spec.grid) == (image_size, grid)
-    features = ImageEncoder.load(spec).encode([picture("red"), picture("blue")])
-    assert features.shape == (2, grid[0] * grid[1], spec.width)
+    features = encode(ImageEncoder.load(spec), [picture("red"), picture("blue")])
+    assert [each.shape for each in features] == [(grid[0] * grid[1], spec.width)] * 2
     assert not torch.allclose(features[0], features[1])
 
 
@@ -46,8 +47,8 @@ def test_a_tower_keeps_the_weights_that_it_was_given(tmp_path: Path, tiny_base: 
     spec = tiny_base.encoders["image"]
     import_tower(tmp_path / "t", f"local-dir:{spec.path}")
     images = [picture("red"), picture("green")]
-    copied = ImageEncoder.load(measure_tower(tmp_path / "t")).encode(images)
-    assert torch.equal(copied, ImageEncoder.load(spec).encode(images))
+    copied = encode(ImageEncoder.load(measure_tower(tmp_path / "t")), images)
+    assert all(map(torch.equal, copied, encode(ImageEncoder.load(spec), images)))
 
 
 def test_a_tower_with_positions_for_another_size_is_resampled_alike_by_everyone(tmp_path: Path) -> None:
@@ -55,7 +56,7 @@ def test_a_tower_with_positions_for_another_size_is_resampled_alike_by_everyone(
     import_tower(tmp_path / "again", str(tmp_path / "t"))
     images = [picture("red")]
     first, second = (
-        ImageEncoder.load(measure_tower(tmp_path / name)).encode(images) for name in ("t", "again")
+        encode(ImageEncoder.load(measure_tower(tmp_path / name)), images)[0] for name in ("t", "again")
     )
     assert torch.equal(first, second)
 
@@ -76,7 +77,7 @@ def test_an_encoder_that_is_not_as_described_is_refused(tiny_base: Base) -> None
     spec = tiny_base.encoders["image"]
     lying = EncoderSpec(spec.path, spec.digest, spec.image_size, spec.width, (2, 8))
     with pytest.raises(ConfigError, match=r"4 × 4 × 32"):
-        ImageEncoder.load(lying).encode([picture("red")])
+        encode(ImageEncoder.load(lying), [picture("red")])
 
 
 def test_a_folder_without_a_tower_is_refused(tmp_path: Path) -> None:
@@ -137,8 +138,8 @@ def test_features_of_several_blocks_are_joined_and_change_the_digest(tmp_path: P
     assert (both.width, both.grid) == (2 * one.width, one.grid)
     assert both.digest != one.digest
     picture = [decode_image(picture_bytes(3))]
-    joined = ImageEncoder.load(both).encode(picture)
-    last = ImageEncoder.load(one).encode(picture)
+    joined = encode(ImageEncoder.load(both), picture)[0]
+    last = encode(ImageEncoder.load(one), picture)[0]
     assert torch.equal(joined[..., one.width :], last)
     assert not torch.allclose(joined[..., : one.width], last)
 

@@ -6,15 +6,23 @@ from typing import Any
 
 import pytest
 
+from okavango.platform.catalog.events import Event
+from okavango.platform.catalog.jobs import MOST_LOSSES
 from okavango.platform.catalog.records import JobRecord
 from okavango.platform.catalog.store import Catalog
-from okavango.platform.errors import ConflictError, InputError, NotFoundError
+from okavango.platform.errors import BusyError, ConflictError, InputError, NotFoundError
 
 LEASE = 60.0
 
 
-def queue(catalog: Catalog, name: str = "emoji") -> JobRecord:
-    return catalog.create_job("train", name, {"rank": 16}, principal="ana")
+def queue(catalog: Catalog, name: str = "emoji", principal: str = "ana", **options: Any) -> JobRecord:
+    return catalog.create_job("train", name, {"rank": 16}, principal=principal, **options)
+
+
+def told(catalog: Catalog, job_id: str) -> list[str]:
+    events = catalog.list_events(job_id)
+    assert [event.number for event in events] == list(range(1, len(events) + 1))
+    return [event.message for event in events]
 
 
 def test_a_new_job_waits(catalog: Catalog, clock: Any) -> None:
@@ -186,3 +194,162 @@ def test_an_unknown_job_names_its_neighbours(catalog: Catalog) -> None:
     job = queue(catalog)
     with pytest.raises(NotFoundError, match=f"did you mean {job.id}"):
         catalog.get_job(job.id[:-1])
+
+
+def test_what_is_urgent_goes_first(catalog: Catalog, clock: Any) -> None:
+    created = {}
+    for name, priority in (("a", 0), ("b", 5), ("c", -1), ("d", 5)):
+        created[name] = queue(catalog, name, priority=priority).id
+        clock.advance(1)
+    claimed = [catalog.claim_job(f"w{i}", LEASE).id for i in range(4)]
+    assert claimed == [created[name] for name in "bdac"]
+
+
+def test_principals_take_turns(catalog: Catalog, clock: Any) -> None:
+    for i in range(3):
+        queue(catalog, f"ana {i}")
+        clock.advance(1)
+    queue(catalog, "bo", "bo")
+    assert [catalog.claim_job(f"w{i}", LEASE).name for i in range(3)] == ["ana 0", "bo", "ana 1"]
+
+
+def test_a_principal_has_so_many_running(catalog: Catalog, clock: Any) -> None:
+    jobs = [queue(catalog, f"ana {i}").id for i in range(3)]
+    assert catalog.claim_job("v", LEASE, most_running=1) is not None
+    assert catalog.claim_job("w", LEASE, most_running=1) is None
+    assert queue(catalog, "bo", "bo").id == catalog.claim_job("w", LEASE, most_running=1).id
+    (running,) = (job for job in catalog.list_jobs("running", principal="ana"))
+    catalog.finish_job(running.id, "v", "succeeded")
+    assert catalog.claim_job("x", LEASE, most_running=1).id in jobs
+
+
+def test_a_principal_has_so_many_open(catalog: Catalog) -> None:
+    first = queue(catalog, most_open=2)
+    queue(catalog, most_open=2)
+    with pytest.raises(BusyError, match="2 jobs of yours") as refused:
+        queue(catalog, most_open=2)
+    assert refused.value.retry_after > 0
+    queue(catalog, "bo", "bo", most_open=2)
+    catalog.request_cancel(first.id)
+    queue(catalog, most_open=2)
+
+
+def test_a_waiting_job_is_set_aside_and_taken_up(catalog: Catalog) -> None:
+    job = queue(catalog)
+    assert catalog.request_pause(job.id).state == "paused"
+    assert catalog.request_pause(job.id).state == "paused"
+    assert catalog.claim_job("w", LEASE) is None
+    assert catalog.resume_job(job.id).state == "queued"
+    with pytest.raises(ConflictError, match="is queued, and not paused"):
+        catalog.resume_job(job.id)
+    assert catalog.claim_job("w", LEASE).id == job.id
+    assert told(catalog, job.id) == ["queued", "paused", "queued", "running"]
+
+
+def test_a_running_job_is_set_aside_by_its_worker(catalog: Catalog) -> None:
+    job = queue(catalog)
+    catalog.claim_job("w", LEASE)
+    asked = catalog.request_pause(job.id)
+    assert (asked.state, asked.pause_requested) == ("running", True)
+    assert catalog.heartbeat(job.id, "w", LEASE).pause_requested
+    paused = catalog.release_job(job.id, "w")
+    assert (paused.state, paused.pause_requested) == ("paused", False)
+    assert catalog.request_cancel(job.id).state == "cancelled"
+
+
+def test_a_pause_can_be_taken_back(catalog: Catalog) -> None:
+    job = queue(catalog)
+    catalog.claim_job("w", LEASE)
+    catalog.request_pause(job.id)
+    assert not catalog.resume_job(job.id).pause_requested
+    assert catalog.release_job(job.id, "w").state == "queued"
+
+
+def test_who_was_to_be_cancelled_is_not_paused(catalog: Catalog) -> None:
+    job = queue(catalog)
+    catalog.claim_job("w", LEASE)
+    catalog.request_pause(job.id)
+    catalog.request_cancel(job.id)
+    assert catalog.release_job(job.id, "w").state == "cancelled"
+
+
+def test_a_dead_workers_job_is_paused_without_it(catalog: Catalog, clock: Any) -> None:
+    job = queue(catalog)
+    catalog.claim_job("w", LEASE)
+    catalog.request_pause(job.id)
+    clock.advance(LEASE + 1)
+    assert catalog.claim_job("v", LEASE) is None
+    assert catalog.get_job(job.id).state == "paused"
+
+
+def test_a_job_that_kills_its_workers_fails(catalog: Catalog, clock: Any) -> None:
+    job = queue(catalog)
+    for i in range(MOST_LOSSES - 1):
+        assert catalog.claim_job(f"w{i}", LEASE).losses == i
+        clock.advance(LEASE + 1)
+    assert catalog.claim_job("x", LEASE).losses == MOST_LOSSES - 1
+    failed = catalog.lose_job(job.id, "x", "its process ended by signal 9")
+    assert (failed.state, failed.losses) == ("failed", MOST_LOSSES)
+    assert failed.error.startswith("its process ended by signal 9")
+    assert told(catalog, job.id)[-1] == "failed"
+
+
+def test_a_job_that_nobody_is_heard_of_again_fails_too(catalog: Catalog, clock: Any) -> None:
+    job = queue(catalog)
+    for i in range(MOST_LOSSES):
+        assert catalog.claim_job(f"w{i}", LEASE).id == job.id
+        clock.advance(LEASE + 1)
+    assert catalog.claim_job("x", LEASE) is None
+    assert "not heard of" in catalog.get_job(job.id).error
+
+
+def test_giving_back_is_no_loss(catalog: Catalog) -> None:
+    job = queue(catalog)
+    for i in range(2 * MOST_LOSSES):
+        catalog.claim_job(f"w{i}", LEASE)
+        catalog.release_job(job.id, f"w{i}")
+    assert (catalog.get_job(job.id).state, catalog.get_job(job.id).losses) == ("queued", 0)
+
+
+def test_events_come_with_heartbeats_and_in_pages(catalog: Catalog, clock: Any) -> None:
+    job = queue(catalog)
+    catalog.claim_job("w", LEASE)
+    early = clock.now
+    clock.advance(3)
+    events = [Event("metrics", f"step {i}", data={"loss": i / 2}, at=early) for i in range(5)]
+    catalog.heartbeat(job.id, "w", LEASE, events=[*events, Event("message", "odd", "warn")])
+    found = catalog.list_events(job.id)
+    assert [event.number for event in found] == list(range(1, 9))
+    assert (found[2].kind, found[2].data, found[2].created_at) == ("metrics", {"loss": 0.0}, early)
+    assert (found[-1].level, found[-1].data, found[-1].created_at) == ("warn", None, clock.now)
+    assert [event.number for event in catalog.list_events(job.id, after=5)] == [6, 7, 8]
+    newest = catalog.list_events(job.id, newest_first=True, limit=2, before=8)
+    assert [event.number for event in newest] == [7, 6]
+    assert [event.number for event in catalog.list_events(job.id, kind="metrics", after=4)] == [5, 6, 7]
+    with pytest.raises(ConflictError):
+        catalog.heartbeat(job.id, "v", LEASE, events=events)
+    assert len(catalog.list_events(job.id)) == 8
+    assert catalog.list_events("job-0") == ()
+
+
+def test_jobs_are_their_principals(catalog: Catalog, clock: Any) -> None:
+    mine = []
+    for i in range(3):
+        mine.append(queue(catalog, f"a{i}").id)
+        clock.advance(1)
+    other = queue(catalog, "b", "bo").id
+    assert [job.id for job in catalog.list_jobs(principal="ana")] == mine[::-1]
+    assert [job.id for job in catalog.list_jobs(principal="ana", after=mine[2], limit=1)] == [mine[1]]
+    assert catalog.get_job(other).principal == "bo"
+    for call in (
+        lambda: catalog.get_job(other, principal="ana"),
+        lambda: catalog.list_jobs(principal="ana", after=other),
+    ):
+        with pytest.raises(NotFoundError):
+            call()
+
+
+def test_labels_are_kept(catalog: Catalog) -> None:
+    job = queue(catalog, labels={"team": "shop"})
+    assert catalog.get_job(job.id).labels == {"team": "shop"}
+    assert queue(catalog).labels == {}

@@ -13,6 +13,7 @@ Check = Callable[[str, str, str], None]
 
 LEGAL_JOB_MOVES = {
     ("queued", "running"),
+    ("queued", "paused"),
     ("queued", "cancelled"),
     ("running", "queued"),
     ("running", "paused"),
@@ -54,7 +55,10 @@ def test_exactly_the_drawn_moves_are_legal(
 def test_a_refusal_says_where_and_what_is_possible() -> None:
     with pytest.raises(ConflictError) as caught:
         states.check_job_move("queued", "succeeded", "job-1")
-    assert str(caught.value) == "job-1: is queued and cannot become succeeded (possible: cancelled, running)"
+    assert (
+        str(caught.value)
+        == "job-1: is queued and cannot become succeeded (possible: cancelled, paused, running)"
+    )
 
 
 def test_a_final_state_says_that_it_is() -> None:

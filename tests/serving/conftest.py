@@ -12,6 +12,7 @@ from peft import PeftModel
 
 from okavango.modalities.base import Base, load_decoder, load_head
 from okavango.modalities.content import Media, Message, Part, Text
+from okavango.modalities.encoders import Encoder, load_encoder
 from okavango.modalities.projector import ProjectionHead
 from okavango.modalities.tiny_bundle import reference_embeddings
 from okavango.platform.telemetry import Metrics
@@ -39,9 +40,12 @@ class Harness:
     ) -> None:
         self.base, self.bundles = base, bundles
         self.engine = Engine(base, source or bundles, EngineOptions(**{**OPTIONS, **options}), metrics)
+        self._may_step = threading.Event()
+        self._may_step.set()
         step = self.engine.core.step
 
         def checked_step() -> None:
+            self._may_step.wait()
             step()
             self.engine.core.scheduler.check_integrity()
 
@@ -65,7 +69,7 @@ class Harness:
         return Request(f"request-{self._count}", prompt, self.ref(adapter), params or greedy())
 
     def run(self, requests: Sequence[Request]) -> list[list[Event]]:
-        """All requests at once; the events of each."""
+        """The events of each request. The engine sees them at once, however slowly this thread runs."""
         events: list[list[Event]] = [[] for _ in requests]
         done = threading.Semaphore(0)
 
@@ -77,8 +81,12 @@ class Harness:
 
             return take
 
-        for i, request in enumerate(requests):
-            self.engine.submit(request, sink(i))
+        self._may_step.clear()
+        try:
+            for i, request in enumerate(requests):
+                self.engine.submit(request, sink(i))
+        finally:
+            self._may_step.set()
         for _ in requests:
             assert done.acquire(timeout=60), "the engine did not finish"
         return events
@@ -135,7 +143,17 @@ class Reference:
     def head(self, name: str | None) -> ProjectionHead:
         if name is None:
             return load_head(self.base.heads["image"])
-        return load_adapter(self.bundles.folders[name], self.base, self._targets).heads["image"]
+        heads = load_adapter(self.bundles.folders[name], self.base, self._targets).heads
+        return heads.get("image") or load_head(self.base.heads["image"])
+
+    def encoder(self, name: str | None) -> Encoder | None:
+        """The image encoder under PEFT's own layers, where the bundle adapts it."""
+        folder = self.bundles.folders[name] / "encoders" / "image" if name else None
+        if folder is None or not folder.is_dir():
+            return None
+        encoder = load_encoder(self.base.encoders["image"])
+        PeftModel.from_pretrained(encoder.module, str(folder))
+        return encoder
 
     @property
     def _targets(self):
@@ -149,7 +167,8 @@ class Reference:
         name = request.adapter.name if request.adapter else None
         model = self.models[name]
         head = self.head(name) if request.prompt.media else None
-        embeddings = reference_embeddings(self.base, model, request.prompt, head)
+        encoder = self.encoder(name) if request.prompt.media else None
+        embeddings = reference_embeddings(self.base, model, request.prompt, head, encoder)
         out = model.generate(
             inputs_embeds=embeddings,
             attention_mask=torch.ones(embeddings.shape[:2], dtype=torch.long),

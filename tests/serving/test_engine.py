@@ -194,7 +194,7 @@ def test_a_rank_over_the_limit_names_the_option(make_harness):
 
 def test_a_base_without_an_encoder_refuses_pictures(make_harness, tmp_path):
     harness = make_harness(base=write_tiny_base(tmp_path / "blind", image=False))
-    with pytest.raises(PromptError, match="no encoder for images"):
+    with pytest.raises(PromptError, match="no image encoder"):
         harness.request("hi", pictures=[picture_bytes(1)])
     assert len(harness.tokens([harness.request("hi")])[0]) == 12
 

@@ -123,6 +123,7 @@ def test_random_mixes_equal_the_reference(make_harness, reference, mix):
 
 def test_base_rows_beside_adapters_on_every_slot(make_harness, reference):
     harness = make_harness(slots=3)
+    harness.tokens([harness.request("hello", adapter) for adapter in ADAPTERS])  # all are on the host
     steps = watch_steps(harness)
     requests = [
         harness.request(prompt(15 + 7 * i), adapter, params=SamplingParams(**GREEDY, max_tokens=10))

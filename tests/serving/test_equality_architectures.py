@@ -29,6 +29,7 @@ LATENT = ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj")
 # What adapters adapt. On a mixture, PEFT reads every other name as its routed experts'.
 TARGETS: dict[Architecture, str | tuple[str, ...]] = {
     "llama": "all-linear",
+    "mistral": "all-linear",
     "qwen3": "all-linear",
     "gemma3_text": "all-linear",
     "gpt2": "all-linear",

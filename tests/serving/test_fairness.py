@@ -244,3 +244,20 @@ def test_a_queue_that_lost_count_is_noticed():
     queue._flows[sequence.flow].members = 2
     with pytest.raises(AssertionError, match="lost count"):
         queue.check_integrity([])
+
+
+def test_callers_who_come_once_each_are_not_remembered_for_ever():
+    queue = FairQueue()
+    stays = Sequence(Request("r", Rendered((1,)), principal="stays"), 1)
+    queue.add(stays)
+    queue.take(stays)
+    queue.charge(stays, 10)
+    for i in range(5000):
+        visitor = Sequence(Request("r", Rendered((1,)), principal=f"caller {i}"), 1)
+        queue.add(visitor)
+        queue.take(visitor)
+        queue.charge(visitor, 1 + i % 7)
+        queue.leave(visitor)
+        assert len(queue._flows) <= 1026
+    assert queue.virtual(stays) == 10
+    queue.check_integrity([stays])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,9 @@ import torch
 from okavango.modalities.lora import LoraWeights
 from okavango.platform.errors import NotFoundError
 from okavango.serving.adapters.loading import Adapter, HostCache
+
+STATUS = Path("/proc/self/status")
+MIB = 1 << 20
 
 
 def adapter(digest: str, floats: int = 100) -> Adapter:
@@ -83,4 +87,37 @@ def test_its_bytes_are_those_of_what_it_holds():
     for i in range(50):
         cache.get(f"a{i % 7}")
         cache.check_integrity()
+    assert cache.nbytes == 800
+
+
+@pytest.mark.skipif(not STATUS.is_file(), reason="only Linux says what a process has written")
+def test_what_a_load_needed_beside_the_adapter_goes_back_to_the_system():
+    def load(digest: str) -> Adapter:
+        passing = [torch.ones(16_384) for _ in range(1600)]  # 100 MiB
+        kept = adapter(digest)  # stands behind them, so that the C library would hold on to all
+        assert anonymous() > before + 80 * MIB
+        del passing
+        return kept
+
+    cache, before = HostCache(1000, load), anonymous()
+    cache.get("a")
+    assert anonymous() < before + 20 * MIB
+
+
+def anonymous() -> int:
+    line = next(line for line in STATUS.read_text().splitlines() if line.startswith("RssAnon"))
+    return int(line.split()[1]) * 1024
+
+
+def test_pinned_adapters_stay_and_go_again_when_they_are_not():
+    cache = HostCache(1000, adapter)
+    pinned = [adapter("a"), adapter("b"), adapter("c")]  # over the capacity
+    cache.pin(pinned)
+    for digest in "defd":
+        cache.get(digest)
+        cache.check_integrity()
+    assert [cache.peek(digest) is not None for digest in "abcdef"] == [True] * 4 + [False] * 2
+    cache.pin(pinned[:1])
+    cache.check_integrity()
+    assert [cache.peek(digest) is not None for digest in "abcd"] == [True, False, False, True]
     assert cache.nbytes == 800

@@ -8,9 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 
 from okavango.modalities.content import Media
+from okavango.modalities.prompt import Rendered, Span
 from okavango.modalities.tiny_bundle import picture_bytes
 from okavango.platform.telemetry import PrometheusMetrics
-from okavango.serving.media import FeatureCache, MediaRuntime
+from okavango.serving.cache.features import FeatureCache, FeatureKey
+from okavango.serving.media import MediaRuntime
 
 
 def features(floats: int) -> torch.Tensor:
@@ -18,11 +20,21 @@ def features(floats: int) -> torch.Tensor:
 
 
 def keys(cache: FeatureCache, *names: str) -> list[bool]:
-    return [cache.get(("e", name, "float32")) is not None for name in names]
+    return [cache.get(key(name)) is not None for name in names]
+
+
+def key(name: str) -> FeatureKey:
+    return FeatureKey("e", "", name, "float32")
+
+
+def prompt(*media: Media) -> Rendered:
+    spans = tuple(Span(medium.modality, 4 * i, 4) for i, medium in enumerate(media))
+    return Rendered((0,) * 4 * len(media), spans, media)
 
 
 def put(cache: FeatureCache, name: str, floats: int) -> None:
-    cache.put(("e", name, "float32"), features(floats))
+    cache.put(key(name), features(floats))
+    cache.check_integrity()
 
 
 def test_the_longest_unused_features_go_first_and_bytes_are_counted():
@@ -61,16 +73,17 @@ def test_requests_that_come_at_once_with_one_picture_encode_it_once(tiny_base):
     runtime = MediaRuntime(tiny_base, MeetingCache(3), metrics)
     picture = Media("image", picture_bytes(1))
     with ThreadPoolExecutor(3) as threads:
-        found = list(threads.map(lambda _: runtime.features([picture]), range(3)))
+        found = list(threads.map(lambda _: runtime.embed(prompt(picture), None), range(3)))
     assert sorted(hits for _, hits in found) == [0, 1, 1]
     assert 'okavango_encoder_runs_total{modality="image"} 1.0' in metrics.render().decode()
-    assert len({features[0].data_ptr() for features, _ in found}) == 1
+    assert all(torch.equal(vectors[0], found[0][0][0]) for vectors, _ in found)
+    runtime.close()
 
 
 def test_a_picture_twice_in_one_request_is_encoded_once_even_without_a_cache(tiny_base):
     runtime = MediaRuntime(tiny_base, FeatureCache(0), PrometheusMetrics())
     one, other = Media("image", picture_bytes(1)), Media("image", picture_bytes(2))
-    found, hits = runtime.features([one, other, one])
+    found, hits = runtime.embed(prompt(one, other, one), None)
     assert hits == 1
-    assert found[0] is found[2]
+    assert torch.equal(found[0], found[2])
     assert not torch.equal(found[0], found[1])

@@ -6,6 +6,7 @@ import itertools
 import logging
 import platform
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,28 @@ def test_a_row_gets_the_same_bits_in_any_company(tmp_path: Path, kernels: Path, 
         other = [at for at in cut if at < len(sequence.tokens)]
         [alone] = compute(runner, [sequence], [other])
         assert torch.equal(alone, logits)
+
+
+@pytest.fixture
+def threads_back() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("threads_back")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_threads_change_no_bit(tmp_path: Path, kernels: Path, dtype: torch.dtype) -> None:
+    """Rows are split among few threads, columns among many, of which some have none."""
+    base = write_base(tmp_path / "base", "llama", {})
+    found = {}
+    for threads in (1, 2, 3, 40):
+        torch.set_num_threads(threads)
+        runner = make_runner(base, kernels, dtype)
+        together = compute(runner, make_sequences([129, 17, 200, 1, 33]), [[]] * 5)
+        few = compute(runner, make_sequences([3, 31]), [[]] * 2)
+        found[threads] = torch.cat([*together, *few])
+    assert all(torch.equal(found[1], other) for other in found.values())
 
 
 # Instruction sets that the code has ways of its own for, and how a processor names them. Other tests

@@ -12,6 +12,7 @@ from okavango.serving.adapters.slots import SlotTable
 from okavango.serving.cache.blocks import BlockPool
 from okavango.serving.scheduler import Limits, Scheduler
 from okavango.serving.sequence import Sequence
+from okavango.serving.step import Load
 from okavango.serving.types import AdapterRef, Request
 
 _made = 0
@@ -182,7 +183,7 @@ def test_a_sequence_without_a_free_slot_is_passed_over():
     assert s.running == [first, bare]
     assert s.tally.waits == Counter(slot=1)
     s.drop(first)
-    assert s.schedule().loads == (second,)
+    assert s.schedule().loads == (Load(1, "b", None),)
 
 
 def test_dropping_frees_everything_at_once():

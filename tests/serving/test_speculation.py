@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from okavango.serving.speculation import Lookup
+from okavango.serving.speculation import Guesses, Lookup, Proposals
 from okavango.serving.types import FinishReason, SamplingParams
 
 DRAWN = SamplingParams(max_tokens=40, temperature=0.2, seed=5, ignore_eos=True)
@@ -92,6 +92,7 @@ def test_a_guess_is_what_followed_last_time():
     lookup = Lookup([1, 2, 3, 4, 5, 1, 2, 3])
     assert lookup.guess([1, 2, 3, 4, 5, 1, 2, 3], 3) == (4, 5, 1)
     assert lookup.guess([1, 2, 3, 4, 5, 1, 2, 3], 0) == ()
+    assert Lookup([7, 1, 2, 3] * 3).guess([7, 1, 2, 3] * 3, 6) == (7, 1, 2, 3, 7, 1)
     assert lookup.guess([1, 2, 3, 4, 5, 1, 2, 3, 9, 2, 3], 1) == (9,)
     assert Lookup([1, 2, 3]).guess([1, 2, 3], 5) == ()
 
@@ -115,4 +116,43 @@ def test_what_is_guessed_stood_there_before(tokens, most):
     assert len(found) <= most
     if found:
         places = [i for i in range(2, len(tokens)) if tokens[i - 2 : i] == tokens[-2:]]
-        assert any(tuple(tokens[i : i + len(found)]) == found for i in places)
+        said = [*tokens, *found]  # a guess may go on from its own beginning
+        assert any(tuple(said[i : i + len(found)]) == found for i in places)
+
+
+def test_a_proposal_holds_as_long_as_it_comes_true():
+    proposals = Proposals()
+    proposals.put(2, [7, 8, 9])
+    assert proposals.rest([1, 2], 9) == (7, 8, 9)
+    assert proposals.rest([1, 2], 2) == (7, 8)
+    assert proposals.rest([1, 2, 7], 9) == (8, 9)
+    assert proposals.rest([1, 2, 5], 9) == ()
+    assert proposals.rest([1, 2, 7, 8, 9], 9) == ()
+    assert proposals.rest([1, 2, 7, 8, 9, 10], 9) == ()
+
+
+def test_proposals_are_as_long_as_they_were_right():
+    proposals = Proposals()
+    first = proposals.wanted([1], 9)
+    proposals.learn([1], first, accepted=first)
+    assert first < proposals.wanted([1], 9) <= 9
+    proposals.learn([1], 6, accepted=1)
+    assert proposals.wanted([1], 9) == 2
+    proposals.learn([1], 2, accepted=0)
+    assert proposals.wanted([1], 9) == 0
+    assert proposals.wanted([1] * 9, 9) == 1
+    proposals.decline([1] * 9)
+    assert proposals.wanted([1] * 12, 9) == 0
+
+
+def test_look_up_comes_first_and_each_learns_from_its_own():
+    guesses, tokens = Guesses([1, 2, 3]), [1, 2, 3]
+    guesses.proposals.put(3, [7, 8])
+    assert guesses.guess(tokens, 4) == (7, 8)
+    assert guesses.source == "draft"
+    guesses.learn([1, 2, 3, 4], 2, accepted=0)
+    assert guesses.proposals.wanted([1, 2, 3, 4], 4) == 0
+    again = [1, 2, 3, 1, 2]
+    guesses.proposals.put(5, [7, 8])
+    assert guesses.guess(again, 2) == (3, 1)
+    assert guesses.source == "lookup"

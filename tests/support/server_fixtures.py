@@ -88,6 +88,9 @@ class RunningServer:
     def get(self, path: str, **options: Any) -> httpx.Response:
         return httpx.get(self.url + path, **options)
 
+    def post(self, path: str, body: Any, **options: Any) -> httpx.Response:
+        return httpx.post(self.url + path, json=body, timeout=60, **options)
+
     def metric(self, sample: str) -> float:
         """A sample's value, by its name with labels as Prometheus prints it; 0 where there is none."""
         lines = self.get("/metrics").text.splitlines()

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from okavango.modalities.base import Base, load_tokenizer
+from okavango.modalities.encoders import make_renderer
 from okavango.modalities.prompt import Renderer
 from okavango.modalities.tiny_bundle import picture_bytes
 from okavango.platform.artifacts import ArtifactStore
@@ -86,8 +87,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def tiny_renderer(tiny_base: Base) -> Renderer:
-    heads = {name: head.spec.tokens for name, head in tiny_base.heads.items()}
-    return Renderer(load_tokenizer(tiny_base), heads)
+    return make_renderer(tiny_base, load_tokenizer(tiny_base))
 
 
 @pytest.fixture

@@ -11,19 +11,20 @@ from training_fixtures import picture_row, text_row, write_pictures, write_rows
 
 from okavango.modalities.base import Base, load_decoder, load_head
 from okavango.modalities.prompt import Renderer, Span
-from okavango.training.align import align, find_pairs, info_nce
+from okavango.training.align import align, info_nce
 from okavango.training.collate import Row, render_rows
 from okavango.training.dataset import open_dataset
 from okavango.training.loop import TrainingSet
 from okavango.training.monitor import Monitor
+from okavango.training.pairs import find_pairs
 from okavango.training.spec import AlignSpec
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 QUICK = AlignSpec(steps=80, batch_size=8, lr=1e-2)
 
 
-def fake_features(digest: str) -> torch.Tensor:
-    return torch.randn(4, 32, generator=torch.Generator().manual_seed(int(digest[:8], 16)))
+def fake_features(modality: str, digest: str) -> torch.Tensor:
+    return torch.randn(1, 4, 32, generator=torch.Generator().manual_seed(int(digest[:8], 16)))
 
 
 def test_the_loss_equals_a_hand_computed_one() -> None:
@@ -52,7 +53,7 @@ def test_each_picture_is_paired_with_the_answer_after_it() -> None:
     spans = (Span("image", 2, 3), Span("image", 12, 3))
     row = Row(1, tokens[:18], loss[:18], spans, ("a" * 64, "b" * 64))
     # the end of each turn is not part of what was said
-    assert [pair.answer for pair in find_pairs([row])] == [(8, 9), (16,)]
+    assert [pair.answer for pair in find_pairs([row], "image")] == [(8, 9), (16,)]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -65,7 +66,7 @@ def test_the_head_learns_to_tell_pictures_apart(
     for steps in (1, 80, 80):
         head = load_head(tiny_base.heads["image"]).requires_grad_(True)
         spec = QUICK.model_copy(update={"steps": steps})
-        losses.append(align(head, TrainingSet(rows, fake_features), embedding, spec, 0, Monitor()))
+        losses.append(align(head, "image", TrainingSet(rows, fake_features), embedding, spec, 0, Monitor()))
         weights.append(head.up.weight.detach().clone())
     first, last, again = losses
     assert first is not None
@@ -78,7 +79,7 @@ def test_the_head_learns_to_tell_pictures_apart(
 @pytest.mark.parametrize(
     ("rows", "steps", "reason"),
     [
-        ([text_row("a", "b"), text_row("c", "d")], 9, "the data hold no media"),
+        ([text_row("a", "b"), text_row("c", "d")], 9, "the data hold no such media"),
         (
             [picture_row("images/0.png", "same"), picture_row("images/1.png", "same")],
             9,
@@ -105,6 +106,13 @@ def test_it_steps_aside_where_there_is_nothing_to_learn(
     embedding = load_decoder(tiny_base, torch.float32).get_input_embeddings()
     spec = QUICK.model_copy(update={"steps": steps})
     rendered = render_rows(dataset, tiny_renderer, None, 512)
-    assert align(head, TrainingSet(rendered, fake_features), embedding, spec, 0, monitor) is None
+    assert align(head, "image", TrainingSet(rendered, fake_features), embedding, spec, 0, monitor) is None
     assert reason in said[0]
     assert all(torch.equal(before[name], tensor) for name, tensor in head.state_dict().items())
+
+
+def test_heads_that_come_trained_are_left_alone_unless_steps_are_asked_for() -> None:
+    assert AlignSpec().for_head(trained=False).steps == 600
+    assert AlignSpec().for_head(trained=True).steps == 0
+    for steps in (0, 7):
+        assert {AlignSpec(steps=steps).for_head(trained).steps for trained in (False, True)} == {steps}

@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from okavango.modalities.base import Base
-from okavango.modalities.content import Limits, Message
-from okavango.modalities.image import decode_image
+from okavango.modalities.content import Limits, Message, Modality
+from okavango.modalities.encoders import check_medium
 from okavango.platform.errors import DataError, PromptError
-from okavango.training import check
-from okavango.training.check import Measure, check_dataset, measure_of
+from okavango.training import seen
+from okavango.training.check import Measure, Seen, check_dataset, measure_of
 from okavango.training.dataset import open_dataset
+from okavango.training.memory import Length
 from okavango.training.rows import row_bytes
 
 LIMITS = Limits(media_bytes=4096, image_pixels=400, media_per_request=2, text_chars=200)
@@ -163,9 +164,29 @@ FAULTS: dict[str, tuple[bytes, str, str]] = {
         "unknown key; did you mean messages?",
     ),
     "unknown key in a message": (
-        line([{**said("user", "x"), "weight": 0}, said("assistant", "y")]),
+        line([{**said("user", "x"), "name": "Ann"}, said("assistant", "y")]),
+        "messages[0].name",
+        "unknown key; known here: role, content, weight",
+    ),
+    "a user's weight": (
+        line([{**said("user", "x"), "weight": 1}, said("assistant", "y")]),
         "messages[0].weight",
-        "unknown key; known here: role, content",
+        "only an assistant's message is learned",
+    ),
+    "another weight": (
+        line([said("user", "x"), {**said("assistant", "y"), "weight": 0.5}]),
+        "messages[1].weight",
+        "must be 0 or 1",
+    ),
+    "a boolean weight": (
+        line([said("user", "x"), {**said("assistant", "y"), "weight": False}]),
+        "messages[1].weight",
+        "must be 0 or 1",
+    ),
+    "nothing has weight": (
+        line([said("user", "x"), {**said("assistant", "y"), "weight": 0}]),
+        "messages",
+        "all of the assistant's messages have weight 0",
     ),
 }
 
@@ -212,7 +233,8 @@ def test_faulty_media_are_named_by_their_place(folder: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "text"), [("none.jsonl", "no such file"), ("images", "not a file"), ("empty.jsonl", "empty")]
+    ("name", "text"),
+    [("none.jsonl", "no such file"), ("images", "no known format"), ("empty.jsonl", "empty")],
 )
 def test_what_is_no_data_file_is_a_fault_without_line(folder: Path, name: str, text: str) -> None:
     (folder / "empty.jsonl").touch()
@@ -260,11 +282,11 @@ def test_uploads_may_name_no_files(folder: Path) -> None:
 def test_each_distinct_picture_is_decoded_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     decoded = []
 
-    def counting(data: bytes, limits: Limits) -> Image.Image:
+    def counting(data: bytes, modality: Modality, limits: Limits) -> None:
         decoded.append(data)
-        return decode_image(data, limits)
+        check_medium(data, modality, limits)
 
-    monkeypatch.setattr(check, "decode_image", counting)
+    monkeypatch.setattr(seen, "check_medium", counting)
     (folder / "copy.png").write_bytes(png())
     good = [line(turn([picture(url)], str(i))) for i, url in enumerate(["dog.png", "copy.png"] * 3)]
     bad = [line(turn([picture(url)], str(i))) for i, url in enumerate(["cut.png"] * 3)]
@@ -302,7 +324,7 @@ def test_rows_that_two_files_share_are_a_warning(folder: Path) -> None:
     train, test = folder / "train.jsonl", folder / "test.jsonl"
     train.write_bytes(line(turn("a")) + b"\n" + line(turn("b")) + b"\n")
     test.write_bytes(line(turn("c")) + b"\n" + line(turn("b")) + b"\n")
-    seen: dict[bytes, tuple[Path, int]] = {}
+    seen = Seen()
     assert check_dataset(train, seen=seen).warnings == ()
     report = check_dataset(test, seen=seen)
     assert [str(warning) for warning in report.warnings] == [
@@ -312,10 +334,10 @@ def test_rows_that_two_files_share_are_a_warning(folder: Path) -> None:
 
 
 def test_rows_over_a_base_context_are_faults(folder: Path) -> None:
-    def words(messages: Sequence[Message]) -> int:
+    def words(messages: Sequence[Message]) -> Length:
         if "refuse" in messages[0].text:
             raise PromptError("the template refuses this")
-        return sum(len(message.text.split()) for message in messages)
+        return Length(sum(len(message.text.split()) for message in messages), 1)
 
     rows = [line(turn(text, "yes")) for text in ("a b", "a b c d", "refuse", "a b c")]
     found = findings(folder, *rows, measure=Measure(words, context=4))
@@ -347,8 +369,9 @@ def open_rows(folder: Path, *rows: bytes) -> Path:
 
 
 def test_findings_do_nothing_to_a_terminal(folder: Path) -> None:
-    row = json.dumps({"\x1b[31m\n" + "k" * 10_000: 1, "messages": [said("\x1b[0m" + "r" * 10_000, "x")]})
-    [key, role, _] = check_dataset_of(folder, row.encode() + b"\n")
+    messages = [said("\x1b[0m" + "r" * 10_000, "x")]
+    row = json.dumps({"\x1b[31m\n" + "k" * 10_000: 1, "messages": messages})
+    [key, role] = check_dataset_of(folder, row.encode() + b"\n")
     for text in (key, role):
         assert text.isprintable()
         assert len(text) < 800
@@ -365,7 +388,7 @@ def test_a_report_is_json(folder: Path) -> None:
     raw = json.loads(json.dumps(report.to_json()))
     assert (raw["ok"], raw["counts"]["rows"], raw["file"]) == (False, 3, str(folder / "data.jsonl"))
     assert raw["faults"] == [
-        {"file": raw["file"], "line": 3, "field": "", "text": report.faults[0].text},
+        {"file": raw["file"], "line": 3, "row": 3, "field": "", "text": report.faults[0].text},
     ]
     assert raw["warnings"][0]["line"] == 2
 
@@ -446,4 +469,4 @@ def agree(path: Path) -> None:
             assert messages[-1].text.strip()
             for message in messages:
                 for medium in message.media:
-                    decode_image(medium.data, LIMITS)
+                    check_medium(medium.data, medium.modality, LIMITS)

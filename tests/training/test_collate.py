@@ -19,7 +19,7 @@ def conversation(*turns: str) -> Example:
     return Example(tuple(Message(roles[i % 2], (Text(turn),)) for i, turn in enumerate(turns)), 1)
 
 
-def no_features(digest: str) -> torch.Tensor:
+def no_features(modality: str, digest: str) -> torch.Tensor:
     raise AssertionError(digest)
 
 
@@ -39,6 +39,27 @@ def test_the_loss_is_on_the_assistants_words_only(tiny_renderer: Renderer) -> No
 def test_every_turn_of_the_assistant_counts(tiny_renderer: Renderer) -> None:
     row = render_row(conversation("one", "two", "three", "four"), tiny_renderer, None)
     assert predicted(tiny_renderer, [row]) == "two<|im_end|>four<|im_end|>"
+
+
+def test_turns_that_are_not_learned_are_read_alone(tmp_path: Path, tiny_renderer: Renderer) -> None:
+    row = text_row("one", "two", "three", "four", "five", "six")
+    for weighed in (1, 5):
+        row["messages"][weighed]["weight"] = 0
+    dataset = open_dataset(write_rows(tmp_path / "rows.jsonl", [row]))
+    (rendered,) = render_rows(dataset, tiny_renderer, None, 512)
+    assert predicted(tiny_renderer, [rendered]) == "four<|im_end|>"
+    fed = text_of(tiny_renderer, rendered.tokens.tolist())
+    assert "two" in fed
+    assert "five" not in fed
+
+
+def test_the_last_turn_alone_can_be_learned(tmp_path: Path, tiny_renderer: Renderer) -> None:
+    weighed = text_row("one", "two", "three", "four")
+    weighed["messages"][3]["weight"] = 0
+    rows = [text_row("one", "two", "three", "four"), weighed]
+    dataset = open_dataset(write_rows(tmp_path / "rows.jsonl", rows))
+    found = render_rows(dataset, tiny_renderer, None, 512, last_turn=True)
+    assert [predicted(tiny_renderer, [row]) for row in found] == ["four<|im_end|>", "two<|im_end|>"]
 
 
 def test_what_comes_after_the_last_answer_is_left_out(tiny_renderer: Renderer) -> None:
@@ -96,14 +117,14 @@ def test_pictures_take_their_places_in_the_pack(tmp_path: Path, tiny_renderer: R
     rows = render_rows(open_dataset(write_pictures(tmp_path)), tiny_renderer, None, 512)[:3]
     asked: list[str] = []
 
-    def load(digest: str) -> torch.Tensor:
+    def load(modality: str, digest: str) -> torch.Tensor:
         asked.append(digest)
-        return torch.full((4, 32), float(len(asked)))
+        return torch.full((1, 4, 32), float(len(asked)))
 
     batch = collate(rows, load)
     assert asked == [digest for row in rows for digest in row.media]
-    assert batch.features is not None
-    assert batch.features[:, 0, 0].tolist() == [1.0, 2.0, 3.0]
+    assert batch.media.keys() == {"image"}
+    assert [features[0, 0, 0].item() for features in batch.media["image"]] == [1.0, 2.0, 3.0]
     # no picture is shared, although all rows have theirs at the same place
     assert batch.layout.shared == rows[0].spans[0].start
     assert [span.start for span in batch.spans] == [

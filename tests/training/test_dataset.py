@@ -98,7 +98,12 @@ def test_the_digest_follows_the_lines_and_the_media(tmp_path: Path, pictures: di
 
 def test_what_is_no_data_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").touch()
-    for name, text in [("none.jsonl", "no such file"), (".", "not a file"), ("empty.jsonl", "empty")]:
+    (tmp_path / "folder").mkdir()
+    for name, text in [
+        ("none.jsonl", "no such file"),
+        ("folder", "cannot be read"),
+        ("empty.jsonl", "empty"),
+    ]:
         with pytest.raises(DataError, match=text) as caught:
             open_dataset(tmp_path / name)
         assert caught.value.where == str(tmp_path / name)

@@ -15,7 +15,8 @@ from okavango.platform.config import load_settings
 from okavango.platform.errors import ConflictError
 from okavango.training.check import check_dataset
 from okavango.training.commands import data
-from okavango.training.emoji import QUESTIONS, SPLITS, Choice, Emoji, list_emoji, write_emoji
+from okavango.training.emoji import QUESTIONS, Emoji, list_emoji, write_emoji
+from okavango.training.examples import SPLITS, Choice
 
 # One pixel, so that the check decodes it; what is drawn does not matter here.
 PIXEL = bytes.fromhex(
@@ -176,7 +177,7 @@ def test_the_working_directory_can_be_filled(
 
 # Kills itself on the n-th file that is written below the data folder or moved into it.
 KILLED = """
-import os, pathlib, signal, sys
+import os, pathlib, shutil, signal, sys
 from okavango.training import emoji
 left = int(sys.argv[3])
 def counted(owner, name):
@@ -190,7 +191,7 @@ def counted(owner, name):
     setattr(owner, name, call)
 for name in ("write_bytes", "write_text", "rename"):
     counted(pathlib.Path, name)
-counted(emoji.shutil, "move")
+counted(shutil, "move")
 emoji.write_emoji(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]))
 """
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from training_fixtures import Workshop, picture_row, write_rows
 
+from okavango.modalities.encoders import decode, encode, load_encoder
 from okavango.modalities.image import ImageEncoder
 from okavango.modalities.projector import HeadSpec, pool
 from okavango.platform.errors import DataError
@@ -18,7 +19,8 @@ def cache_of(workshop: Workshop, **changes: object) -> FeatureCache:
     head = workshop.base.heads["image"].spec
     arguments: dict[str, object] = {"dtype": torch.float32, "head": head}
     arguments |= changes
-    return FeatureCache(workshop.settings.features, workshop.base.encoders["image"], **arguments)  # type: ignore[arg-type]
+    encoder = workshop.base.encoders["image"]
+    return FeatureCache(workshop.settings.features, "image", encoder, **arguments)  # type: ignore[arg-type]
 
 
 def digests(dataset: Dataset) -> list[str]:
@@ -28,13 +30,10 @@ def digests(dataset: Dataset) -> list[str]:
 def test_features_are_what_the_encoder_and_pooling_give(workshop: Workshop) -> None:
     dataset, cache = open_dataset(workshop.folder / "pictures.jsonl"), cache_of(workshop)
     assert fill_cache(cache, [dataset], "cpu", Monitor()) == 8
-    encoder = ImageEncoder.load(workshop.base.encoders["image"])
-    from okavango.modalities.image import decode_image
-
+    encoder = load_encoder(workshop.base.encoders["image"])
     for example in dataset.rows():
         medium = example.messages[0].media[0]
-        picture = decode_image(medium.data, dataset.limits)
-        expected = pool(encoder.encode([picture]), cache.head)[0]
+        expected = pool(encode(encoder, [decode(medium)])[0], cache.head)
         torch.testing.assert_close(cache.load(medium.digest), expected, rtol=1e-5, atol=1e-5)
 
 
@@ -56,8 +55,8 @@ def test_what_features_depend_on_keeps_them_apart(workshop: Workshop) -> None:
     fewer = HeadSpec(spec.in_width, spec.out_width, spec.grid, 1, spec.hidden)
     caches = [cache_of(workshop), cache_of(workshop, dtype=torch.bfloat16), cache_of(workshop, head=fewer)]
     for i, cache in enumerate(caches):
-        cache.save("ab" * 32, torch.full((cache.head.tokens, spec.in_width), float(i)))
-    assert [cache.load("ab" * 32)[0, 0].item() for cache in caches] == [0.0, 1.0, 2.0]
+        cache.save("ab" * 32, torch.full((1, cache.head.tokens, spec.in_width), float(i)))
+    assert [cache.load("ab" * 32)[0, 0, 0].item() for cache in caches] == [0.0, 1.0, 2.0]
 
 
 @pytest.mark.parametrize("damage", [b"", b"\x93NUMPY\x01\x00v\x00", b"nonsense"])

@@ -9,14 +9,21 @@ import torch
 from training_fixtures import Workshop
 
 from okavango.modalities.prompt import Renderer
-from okavango.platform.errors import ConfigError
+from okavango.platform.errors import ConfigError, IntegrityError
 from okavango.training.checkpoint import Checkpoints
 from okavango.training.collate import render_rows
 from okavango.training.dataset import open_dataset
 from okavango.training.features import FeatureCache, fill_cache
-from okavango.training.loop import Loop, TrainingSet, lr_factor, make_accelerator, seed_everything
+from okavango.training.loop import (
+    Loop,
+    TrainingSet,
+    data_order,
+    lr_factor,
+    seed_everything,
+)
 from okavango.training.model import build_trainee
 from okavango.training.monitor import Monitor, Reason, Stopped
+from okavango.training.ranks import join
 from okavango.training.spec import TrainSpec, parse_spec
 
 
@@ -28,20 +35,26 @@ class Bench:
         base = workshop.base
         dataset = open_dataset(workshop.folder / "pictures.jsonl")
         cache = FeatureCache(
-            workshop.settings.features, base.encoders["image"], base.heads["image"].spec, torch.float32
+            workshop.settings.features,
+            "image",
+            base.encoders["image"],
+            base.heads["image"].spec,
+            torch.float32,
         )
         fill_cache(cache, [dataset], "cpu", Monitor())
-        self.data = TrainingSet(render_rows(dataset, renderer, None, 512), cache.load)
+        self.data = TrainingSet(
+            render_rows(dataset, renderer, None, 512), lambda modality, key: cache.load(key)
+        )
 
     def loop(self, folder: Path, watch: Any = None, **values: Any) -> Loop:
         spec = self.workshop.spec(**values)
         seed_everything(spec.seed)
         trainee = build_trainee(
-            self.workshop.base, spec.lora, torch.float32, media=True, trains_head=spec.head.train
+            self.workshop.base, spec, torch.float32, modalities={"image"}, learned={"image"}
         )
-        steps = spec.total_steps(len(self.data.rows))
+        steps = spec.total_steps(data_order(self.data.rows, spec).steps_an_epoch)
         checkpoints = Checkpoints(folder, "same")
-        return Loop(trainee, self.data, spec, steps, make_accelerator(), checkpoints, watch)
+        return Loop(trainee, self.data, spec, steps, join(), checkpoints, watch)
 
 
 @pytest.fixture
@@ -76,9 +89,10 @@ def test_a_stopped_run_goes_on_to_the_same_bits(bench: Bench, tmp_path: Path, ac
     monitor = Monitor()
     stops = {2, 7}
 
-    def watch(step: int) -> None:
+    def watch(step: int) -> float:
         if step in stops:
             monitor.stop(Reason.INTERRUPT)
+        return 1.0
 
     for done in (3, 8):  # the step after the word was left is finished first
         loop = bench.loop(tmp_path / "broken", watch, eval_every=1, **values)
@@ -126,12 +140,11 @@ def test_a_lost_job_is_left_without_a_word(bench: Bench, tmp_path: Path) -> None
 
 def test_the_head_stays_as_it_is_unless_it_is_to_learn(bench: Bench, tmp_path: Path) -> None:
     loop = bench.loop(tmp_path / "frozen", head={"train": False})
-    head = loop._trainee.head
-    assert head is not None
+    head = loop._trainee.head("image")
     before = {name: value.clone() for name, value in head.state_dict().items()}
     loop.run(Monitor())
     assert equal(before, dict(head.state_dict()))
-    assert not any(name.startswith("head.") for name in learned(loop))
+    assert not any(name.startswith("heads.") for name in learned(loop))
 
 
 def test_a_loss_that_explodes_ends_the_run_with_a_remedy(bench: Bench, tmp_path: Path) -> None:
@@ -161,3 +174,65 @@ def test_each_group_has_its_own_rate(bench: Bench, tmp_path: Path) -> None:
     loop = bench.loop(tmp_path / "rates", steps=1, lr=0.25, head={"lr": 0.125}, warmup=0, schedule="constant")
     loop.run(Monitor())
     assert [group["lr"] for group in loop._optimizer.param_groups] == [0.25, 0.125]
+
+
+class Falls:
+    """A held-out loss that falls up to a step, and rises after. Keeps what was learned at each look."""
+
+    def __init__(self, until: int) -> None:
+        self.until = until
+        self.loop: Any = None
+        self.seen: dict[int, dict[str, torch.Tensor]] = {}
+
+    def __call__(self, step: int) -> float:
+        self.seen[step] = learned(self.loop)
+        return float(abs(step - self.until))
+
+    def of(self, bench: Bench, folder: Path, **values: Any) -> Loop:
+        held_out = bench.workshop.folder / "pictures.jsonl"
+        self.loop = bench.loop(folder, self, eval=held_out, eval_every=2, **values)
+        return self.loop
+
+
+def test_the_best_state_is_kept_and_the_rest_of_the_way_saved(bench: Bench, tmp_path: Path) -> None:
+    falls = Falls(until=4)
+    loop = falls.of(bench, tmp_path / "best", steps=14, keep="best", patience=3)
+    loop.run(Monitor())
+    assert (loop.done, loop.kept) == (10, 4)
+    assert equal(learned(loop), falls.seen[4])
+    last = Falls(until=4)
+    other = last.of(bench, tmp_path / "last", steps=14, patience=3)
+    other.run(Monitor())
+    assert (other.done, other.kept) == (10, 10)
+    assert equal(learned(other), last.seen[10])
+
+
+@pytest.mark.parametrize("stop", [4, 6, 9])
+def test_what_was_best_is_known_to_a_run_that_goes_on(bench: Bench, tmp_path: Path, stop: int) -> None:
+    values: dict[str, Any] = {"steps": 14, "keep": "best", "patience": 3}
+    unbroken = Falls(until=4).of(bench, tmp_path / "unbroken", **values)
+    unbroken.run(Monitor())
+    monitor, falls = Monitor(), Falls(until=4)
+    broken = falls.of(bench, tmp_path / "broken", **values)
+
+    class Stopping(Monitor):
+        def note(self, kind: str, message: str, **data: Any) -> None:
+            if kind == "metrics" and data.get("step") == stop:
+                self.stop(Reason.INTERRUPT)
+
+    monitor = Stopping()
+    with pytest.raises(Stopped):
+        broken.run(monitor)
+    again = falls.of(bench, tmp_path / "broken", **values)
+    checkpoint = Checkpoints(tmp_path / "broken", "same").latest()
+    assert checkpoint is not None
+    again.resume(checkpoint)
+    again.run(Monitor())
+    assert (again.done, again.kept) == (unbroken.done, unbroken.kept)
+    assert equal(learned(again), learned(unbroken))
+
+
+def test_a_best_state_that_is_gone_is_told(bench: Bench, tmp_path: Path) -> None:
+    loop = bench.loop(tmp_path)
+    with pytest.raises(IntegrityError, match="the best state is gone"):
+        Checkpoints(tmp_path, "same").load_best(3, loop._parameters)

@@ -12,19 +12,19 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from training_fixtures import picture_row, text_row, write_pictures, write_rows
 
 from okavango.modalities.base import Base, load_decoder, load_head, load_tokenizer
-from okavango.modalities.content import Limits
-from okavango.modalities.image import ImageEncoder, decode_image
+from okavango.modalities.encoders import decode, encode, load_encoder, make_renderer
 from okavango.modalities.projector import ProjectionHead, pool
 from okavango.modalities.prompt import Renderer
 from okavango.modalities.tiny import Architecture, write_tiny_base
 from okavango.platform.errors import UnsupportedError
-from okavango.training.collate import Batch, collate, render_row
+from okavango.training.collate import Batch, LoadMedium, collate, render_row
 from okavango.training.dataset import Dataset, Example, open_dataset
 from okavango.training.lora import drop
+from okavango.training.memory import MOST_LOGITS
 from okavango.training.model import Trainee, build_trainee, precision
 from okavango.training.objective import answer_loss
 from okavango.training.packing import Layout, packed
-from okavango.training.spec import LoraSpec
+from okavango.training.spec import LoraSpec, TrainSpec
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 # what float32 sums in another order may differ by, at logits of about 10
@@ -32,7 +32,7 @@ CLOSE = {"rtol": 1e-4, "atol": 2e-4}
 
 
 def renderer_of(base: Base) -> Renderer:
-    return Renderer(load_tokenizer(base), {name: head.spec.tokens for name, head in base.heads.items()})
+    return make_renderer(base, load_tokenizer(base))
 
 
 def mixed_rows(folder: Path) -> Dataset:
@@ -48,11 +48,15 @@ def mixed_rows(folder: Path) -> Dataset:
 
 
 def features_of(base: Base, dataset: Dataset) -> dict[str, torch.Tensor]:
-    encoder = ImageEncoder.load(base.encoders["image"])
+    encoder = load_encoder(base.encoders["image"])
     media = [medium for example in dataset.rows() for m in example.messages for medium in m.media]
-    pictures = [decode_image(medium.data, Limits()) for medium in media]
-    pooled = pool(encoder.encode(pictures), base.heads["image"].spec)
-    return dict(zip([medium.digest for medium in media], pooled, strict=True))
+    features = encode(encoder, [decode(medium) for medium in media])
+    head = base.heads["image"].spec
+    return {medium.digest: pool(each, head) for medium, each in zip(media, features, strict=True)}
+
+
+def loader(features: dict[str, torch.Tensor]) -> LoadMedium:
+    return lambda modality, digest: features[digest]
 
 
 def fill(model: torch.nn.Module, seed: int = 5) -> None:
@@ -87,7 +91,7 @@ def reference_logits(
     pieces, end = [], 0
     table = model.get_input_embeddings()
     for span, medium in zip(rendered.spans, rendered.media, strict=True):
-        vectors = head(features[medium.digest][None])[0]
+        vectors = head(features[medium.digest])[0]
         pieces += [table(tokens[end : span.start]), vectors.to(table.weight.dtype)]
         end = span.end
     embeddings = torch.cat([*pieces, table(tokens[end:])])[None]
@@ -96,15 +100,23 @@ def reference_logits(
     return logits[at - 1], tokens[at]
 
 
+def build(
+    base: Base, lora: LoraSpec, dtype: torch.dtype = torch.float32, *, trains_head: bool = True, **own: Any
+) -> Trainee:
+    head = {"train": trains_head}
+    spec = TrainSpec(base="tiny", data=Path("none"), name="a", lora=lora, head=head, **own)  # type: ignore[arg-type]
+    return build_trainee(base, spec, dtype, modalities={"image"}, learned={"image"})
+
+
 def trainee_like(base: Base, spec: LoraSpec, dtype: torch.dtype = torch.float32) -> Trainee:
-    trainee = build_trainee(base, spec, dtype, media=True, trains_head=True)
+    trainee = build(base, spec, dtype)
     fill(trainee.decoder)
     return trainee
 
 
 def batch_of(base: Base, dataset: Dataset, features: dict[str, torch.Tensor]) -> Batch:
     rows = [render_row(example, renderer_of(base), None) for example in dataset.rows()]
-    return collate(rows, features.__getitem__)
+    return collate(rows, loader(features))
 
 
 @pytest.mark.parametrize("architecture", get_args(Architecture))
@@ -143,13 +155,106 @@ def test_values_and_gradients_equal_transformers_and_peft(
     answer_loss(logits, batch.labels).backward()
     sum(F.cross_entropy(each, labels, reduction="sum") for each, labels in wanted).backward()  # type: ignore[union-attr]
     theirs = {f"decoder.{name}": p.grad for name, p in reference.named_parameters() if p.requires_grad}
-    theirs |= {f"head.{name}": p.grad for name, p in head.named_parameters()}
+    theirs |= {f"heads.image.{name}": p.grad for name, p in head.named_parameters()}
     ours = {name: p.grad for name, p in trainee.trained().items()}
     assert ours.keys() == theirs.keys()
     for name, grad in ours.items():
         assert grad is not None
         assert theirs[name] is not None
         torch.testing.assert_close(grad, theirs[name], rtol=1e-3, atol=1e-3, msg=name)
+
+
+def gradients(trainee: Trainee, loss: torch.Tensor) -> dict[str, torch.Tensor]:
+    trainee.zero_grad()
+    loss.backward()
+    return {name: p.grad.clone() for name, p in trainee.trained().items() if p.grad is not None}
+
+
+@pytest.mark.parametrize("architecture", get_args(Architecture))
+def test_the_loss_is_that_of_the_logits_which_are_never_all_there(
+    tmp_path: Path, architecture: Architecture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = write_tiny_base(tmp_path / "base", architecture=architecture)
+    dataset = mixed_rows(tmp_path)
+    batch = batch_of(base, dataset, features_of(base, dataset))
+    trainee = trainee_like(base, LoraSpec(r=4, targets=r".*(o_proj|attn.c_proj)", dropout=0.3))
+    head: Any = trainee.base_decoder.get_output_embeddings()
+    monkeypatch.setitem(MOST_LOGITS, "cpu", 3 * head.out_features)
+    heights: list[int] = []
+    losses, grads, state = [], [], torch.get_rng_state()
+    for parted in (False, True):
+        torch.set_rng_state(state)  # the same are dropped
+        if parted:
+            head.register_forward_hook(
+                lambda _, __, logits: heights.append(logits.numel() // logits.shape[-1])
+            )
+        loss = (
+            trainee.loss(batch, smoothing=0.1) if parted else answer_loss(trainee(batch), batch.labels, 0.1)
+        )
+        losses.append(loss.detach())
+        grads.append(gradients(trainee, loss))
+    torch.testing.assert_close(losses[1], losses[0])
+    assert grads[0].keys() == grads[1].keys()
+    assert all(name.startswith(("decoder.", "heads.")) for name in grads[0])
+    for name, grad in grads[0].items():
+        torch.testing.assert_close(grads[1][name], grad, rtol=1e-3, atol=1e-4, msg=name)
+    assert max(heights) == 3
+    assert len(batch.labels) > 9
+
+
+def test_logits_that_are_capped_or_learned_are_made_as_they_are(tmp_path: Path, tiny_base: Base) -> None:
+    dataset = mixed_rows(tmp_path)
+    batch = batch_of(tiny_base, dataset, features_of(tiny_base, dataset))
+    learned = trainee_like(tiny_base, LoraSpec(r=4, dropout=0))
+    head: Any = learned.base_decoder.get_output_embeddings()
+    head.weight.requires_grad_(True)
+    gradients(learned, learned.loss(batch))
+    assert head.weight.grad is not None
+    assert torch.equal(learned.loss(batch), answer_loss(learned(batch), batch.labels))
+
+    capped = trainee_like(tiny_base, LoraSpec(r=4, dropout=0))
+    plain, model = capped.base_decoder.forward, capped.base_decoder
+
+    def forward(*inputs: Any, **options: Any) -> Any:
+        output = plain(*inputs, **options)
+        output.logits = torch.tanh(output.logits / 2)
+        return output
+
+    model.forward = forward
+    expected = answer_loss(capped(batch), batch.labels)
+    assert torch.equal(capped.loss(batch), expected)
+    assert gradients(capped, capped.loss(batch))
+
+
+@pytest.mark.parametrize("architecture", get_args(Architecture))
+def test_layers_computed_anew_learn_the_same_from_less(tmp_path: Path, architecture: Architecture) -> None:
+    base = write_tiny_base(tmp_path / "base", architecture=architecture)
+    dataset = mixed_rows(tmp_path)
+    batch = batch_of(base, dataset, features_of(base, dataset))
+
+    def learned(**own: Any) -> tuple[dict[str, torch.Tensor], int]:
+        lora = LoraSpec(r=4, dropout=0.4, targets=r".*(o_proj|attn.c_proj)")
+        trainee = build(base, lora, **own)
+        fill(trainee.decoder)
+        torch.manual_seed(3)
+        kept = 0
+
+        def keep(x: torch.Tensor) -> torch.Tensor:
+            nonlocal kept
+            kept += x.nbytes
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            loss = answer_loss(trainee(batch), batch.labels)
+        loss.backward()
+        grads = {name: p.grad for name, p in trainee.trained().items()}
+        return {name: grad for name, grad in grads.items() if grad is not None}, kept
+
+    plain, kept_by_plain = learned()
+    anew, kept_anew = learned(recompute=True)
+    assert plain.keys() == anew.keys()
+    assert all(torch.equal(anew[name], grad) for name, grad in plain.items())
+    assert kept_anew < kept_by_plain / 2
 
 
 def test_in_bfloat16_it_is_as_near_to_float32_as_peft_is(tmp_path: Path, tiny_base: Base) -> None:
@@ -176,20 +281,20 @@ def test_padding_and_company_change_nothing(tmp_path: Path, tiny_base: Base) -> 
     features = features_of(tiny_base, dataset)
     trainee = trainee_like(tiny_base, LoraSpec(r=4)).eval()
     rows = [render_row(example, renderer_of(tiny_base), None) for example in dataset.rows()]
-    together = trainee(collate(rows, features.__getitem__))
-    alone = torch.cat([trainee(collate([row], features.__getitem__)) for row in rows])
+    together = trainee(collate(rows, loader(features)))
+    alone = torch.cat([trainee(collate([row], loader(features))) for row in rows])
     torch.testing.assert_close(together, alone, **CLOSE)
 
 
 def test_only_what_is_to_learn_learns(tiny_base: Base) -> None:
     spec = LoraSpec(r=4, targets=("q_proj", "v_proj"))
-    trainee = build_trainee(tiny_base, spec, torch.float32, media=True, trains_head=False)
+    trainee = build(tiny_base, spec, trains_head=False)
     names = set(trainee.trained())
     assert len(names) == 8
     assert all(".q_proj.lora_" in name or ".v_proj.lora_" in name for name in names)
-    with_head = build_trainee(tiny_base, spec, torch.float32, media=True, trains_head=True)
+    with_head = build(tiny_base, spec)
     assert {name for name in with_head.trained() if name not in names} == {
-        f"head.{name}" for name, _ in load_head(tiny_base.heads["image"]).named_parameters()
+        f"heads.image.{name}" for name, _ in load_head(tiny_base.heads["image"]).named_parameters()
     }
 
 

@@ -20,6 +20,26 @@ def test_an_epoch_takes_each_row_once(
     assert all(1 <= len(step) <= accumulation for step in batches)
 
 
+@given(LENGTHS, st.integers(50, 300), st.integers(1, 3), st.integers(0, 5), st.integers(0, 3))
+def test_batches_are_filled_with_tokens(
+    lengths: list[int], batch_tokens: int, accumulation: int, seed: int, epoch: int
+) -> None:
+    order = DataOrder(lengths, 16, accumulation, seed, batch_tokens)
+    steps = range(epoch * order.steps_an_epoch, (epoch + 1) * order.steps_an_epoch)
+    batches = [batch for step in steps for batch in order.batches(step)]
+    assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
+    assert all(len(batch) * max(lengths[row] for row in batch) <= batch_tokens for batch in batches)
+    sizes = sorted(((max(lengths[row] for row in batch), len(batch)) for batch in batches), reverse=True)
+    assert all(count == batch_tokens // longest for longest, count in sizes[:-1])
+
+
+def test_equally_long_rows_meet_others_in_each_epoch() -> None:
+    order = DataOrder([10] * 40, 16, 1, seed=0, batch_tokens=80)
+    assert order.steps_an_epoch == 5
+    first, second = ({order.batches(step) for step in range(start, start + 5)} for start in (0, 5))
+    assert not first & second
+
+
 def test_a_step_is_a_function_of_seed_and_step_alone() -> None:
     lengths = [i % 7 + 1 for i in range(100)]
     order = DataOrder(lengths, 8, 1, seed=3)

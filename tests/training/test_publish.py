@@ -11,7 +11,7 @@ from training_fixtures import Workshop, text_row, write_rows
 
 from okavango.modalities.base import load_decoder, load_head
 from okavango.modalities.embed import place
-from okavango.modalities.image import ImageEncoder, decode_image
+from okavango.modalities.encoders import decode, encode, load_encoder
 from okavango.modalities.lora import find_targets
 from okavango.modalities.peft_files import read_peft
 from okavango.modalities.probes import read_probes
@@ -30,8 +30,9 @@ SCORES = {"train_loss": 0.5, "chrf": 12.0}
 def trainee_of(workshop: Workshop, *, media: bool = True, trains_head: bool = True, **lora: Any) -> Trainee:
     """As after training: factors and head are nothing that a fresh one could have."""
     torch.manual_seed(3)
-    spec = LoraSpec(**{"r": 4, "alpha": 8, **lora})
-    trainee = build_trainee(workshop.base, spec, torch.bfloat16, media=media, trains_head=trains_head)
+    spec = workshop.spec(lora=LoraSpec(**{"r": 4, "alpha": 8, **lora}), head={"train": trains_head})
+    modalities = {"image"} if media else set()
+    trainee = build_trainee(workshop.base, spec, torch.bfloat16, modalities=modalities, learned=modalities)
     with torch.no_grad():
         for parameter in trainee.trained().values():
             parameter.add_(torch.randn_like(parameter) * 0.1)
@@ -41,7 +42,7 @@ def trainee_of(workshop: Workshop, *, media: bool = True, trains_head: bool = Tr
 def origin_of(workshop: Workshop, data: Path | None = None, **values: Any) -> Origin:
     spec = workshop.spec(**values)
     dataset = open_dataset(data or workshop.folder / "pictures.jsonl")
-    return Origin(workshop.base, spec, dataset, None, "job-1", steps=7)
+    return Origin(workshop.base, spec, dataset, None, "job-1", steps=7, tokens=70)
 
 
 def files(folder: Path) -> set[str]:
@@ -100,7 +101,7 @@ def test_plain_peft_on_the_bundle_gives_the_probes(workshop: Workshop, tiny_rend
     write_bundle(folder, trainee_of(workshop), origin_of(workshop), tiny_renderer, {})
     base = workshop.base
     model = PeftModel.from_pretrained(load_decoder(base, torch.float32), folder / "decoder")
-    head, encoder = read_head(folder), ImageEncoder.load(base.encoders["image"])
+    head, encoder = read_head(folder), load_encoder(base.encoders["image"])
     probes = read_probes(folder)
     assert [sum(len(m.media) for m in probe.messages) for probe in probes] == [1, 1, 1, 0]
     for probe in probes:
@@ -109,11 +110,10 @@ def test_plain_peft_on_the_bundle_gives_the_probes(workshop: Workshop, tiny_rend
         assert all(rendered.loss[position + 1] for position in probe.positions.tolist())
         assert len(probe.positions) == 4
         embeddings = model.get_input_embeddings()(probe.tokens[None])
-        pictures = [decode_image(medium.data, origin_of(workshop).data.limits) for medium in rendered.media]
         with torch.no_grad():
-            if pictures:
-                vectors = head(pool(encoder.encode(pictures), head.spec))
-                place(embeddings, 0, rendered.spans, list(vectors))
+            for span, medium in zip(rendered.spans, rendered.media, strict=True):
+                features = encode(encoder, [decode(medium)])[0]
+                place(embeddings, 0, [span], [head(pool(features, head.spec))[0]])
             logits = model(inputs_embeds=embeddings).logits[0, probe.positions]
         torch.testing.assert_close(probe.logits, logits, rtol=1e-4, atol=1e-4)
 
@@ -212,5 +212,30 @@ def test_a_run_in_bfloat16_publishes_float32_probes(workshop: Workshop, tiny_ren
     write_bundle(folder, trainee, origin_of(workshop), tiny_renderer, {})
     assert all(probe.logits.dtype == torch.float32 for probe in read_probes(folder))
     # the run's own model is left as it was
-    assert trainee.head is not None
-    assert trainee.head.up.weight.requires_grad
+    assert all(parameter.requires_grad for parameter in trainee.head("image").parameters())
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+def test_pissa_is_published_as_plain_lora(workshop: Workshop, tiny_renderer: Renderer, rslora: bool) -> None:
+    """What was trained over the rest of the layers answers as what serves the layers as they were."""
+    torch.manual_seed(0)
+    lora = {"r": 3, "alpha": 7, "dropout": 0, "init": "pissa", "use_rslora": rslora}
+    origin = origin_of(workshop, lora=lora)
+    trainee = build_trainee(
+        workshop.base, origin.spec, torch.float32, modalities={"image"}, learned={"image"}
+    )
+    tokens = torch.arange(5, 25)[None]
+    base = load_decoder(workshop.base, torch.float32)
+    with torch.no_grad():
+        own, start = (model(input_ids=tokens).logits for model in (base, trainee.eval().decoder))
+        torch.testing.assert_close(start, own, atol=1e-4, rtol=1e-4)  # nothing is learned yet
+        for name, parameter in trainee.lora_parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+            assert name in trainee.trained()
+        expected = trainee.decoder(input_ids=tokens).logits
+        assert (expected - own).abs().max() > 0.1
+        folder = workshop.folder / "bundle"
+        write_bundle(folder, trainee, origin, tiny_renderer, SCORES)
+        plain = PeftModel.from_pretrained(load_decoder(workshop.base, torch.float32), str(folder / "decoder"))
+        torch.testing.assert_close(plain(input_ids=tokens).logits, expected, atol=1e-4, rtol=1e-4)
+    assert read_peft(folder / "decoder", find_targets(base)).rank == 6

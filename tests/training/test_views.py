@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from training_fixtures import Workshop, write_pictures
 
@@ -53,7 +54,11 @@ def test_features_of_views_are_computed_once_and_drawn_by_seed_and_step(
 ) -> None:
     base = workshop.base
     cache = FeatureCache(
-        workshop.settings.features, base.encoders["image"], base.heads["image"].spec, dtype=_float32()
+        workshop.settings.features,
+        "image",
+        base.encoders["image"],
+        base.heads["image"].spec,
+        dtype=torch.float32,
     )
     dataset = open_dataset(write_pictures(tmp_path))
     assert fill_cache(cache, [dataset], "cpu", Monitor(), views=2) == 3 * len(dataset)
@@ -62,15 +67,13 @@ def test_features_of_views_are_computed_once_and_drawn_by_seed_and_step(
     plain, one, two = (cache.load(view_key(digest, k)) for k in range(3))
     assert not plain.equal(one)
     assert not one.equal(two)
-    data = TrainingSet([], cache.load, views=2)
-    drawn = [data.load_at(step, seed=0)(digest) for step in range(30)]
+
+    def load(modality: str, key: str) -> torch.Tensor:
+        return cache.load(key)
+
+    data = TrainingSet([], load, views=2)
+    drawn = [data.load_at(step, seed=0)("image", digest) for step in range(30)]
     assert {t.sum().item() for t in drawn} == {t.sum().item() for t in (plain, one, two)}
-    assert all(t.equal(data.load_at(step, seed=0)(digest)) for step, t in enumerate(drawn))
-    assert any(not t.equal(data.load_at(step, seed=1)(digest)) for step, t in enumerate(drawn))
-    assert TrainingSet([], cache.load).load_at(3, 0)(digest).equal(plain)
-
-
-def _float32():
-    import torch
-
-    return torch.float32
+    assert all(t.equal(data.load_at(step, seed=0)("image", digest)) for step, t in enumerate(drawn))
+    assert any(not t.equal(data.load_at(step, seed=1)("image", digest)) for step, t in enumerate(drawn))
+    assert TrainingSet([], load).load_at(3, 0)("image", digest).equal(plain)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -10,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from training_fixtures import Workshop, picture_row, text_row, write_rows
 
 from okavango.platform.bundle import verify
 from okavango.platform.errors import (
+    ConfigError,
     ConflictError,
     DataError,
     InputError,
@@ -70,8 +73,13 @@ def test_a_job_ends_in_a_version_that_serving_can_fetch(workshop: Workshop) -> N
         "adapter": "emoji@1",
         "digest": outcome.version.digest,
         "metrics": outcome.version.metrics,
+        "steps": 4,
+        "trained_tokens": outcome.version.lineage["tokens"],
     }
-    assert outcome.version.metrics.keys() == {"train_loss", "loss", "bleu4", "chrf", "exact_match"}
+    assert outcome.version.lineage["tokens"] > 4 * 4 * 10
+    scores = {"bleu4", "chrf", "exact_match"}
+    own = {f"{score}{end}" for score in scores for end in ("", "_low", "_high")}
+    assert outcome.version.metrics.keys() == {"train_loss", "loss", *own, *(f"base_{s}" for s in scores)}
     assert len(outcome.samples) == 3
     manifest = verify(workshop.store.fetch(outcome.version.digest), outcome.version.digest)
     assert manifest.lineage["job"] == job.id
@@ -92,6 +100,20 @@ def test_text_alone_trains(workshop: Workshop) -> None:
 def test_without_a_head_the_bases_own_is_used(workshop: Workshop) -> None:
     outcome = go(workshop, workshop.spec(head={"train": False}))
     assert outcome.version.components == workshop.base.components
+
+
+def test_heads_alone_learn_from_mixed_data_and_not_from_text(workshop: Workshop) -> None:
+    rows = [picture_row("images/0.png", "a"), *(text_row("a", f"b{i}") for i in range(6))]
+    mixed = write_rows(workshop.folder / "mixed.jsonl", rows)
+    alone = {"lora": {"train": False}, "batch_size": 2}
+    version = go(workshop, workshop.spec(data=mixed, eval=mixed, **alone)).version
+    assert {"loss", "chrf"} <= version.metrics.keys()
+    manifest = verify(workshop.store.fetch(version.digest))
+    assert manifest.head_modalities == ("image",)
+    assert not any(name.startswith("decoder/") for name in manifest.files)
+    text = write_rows(workshop.folder / "text.jsonl", rows[1:])
+    with pytest.raises(ConfigError, match="nothing else learns"):
+        go(workshop, workshop.spec(data=text, **alone))
 
 
 def test_a_second_job_makes_the_second_version(workshop: Workshop) -> None:
@@ -278,3 +300,45 @@ def test_data_that_changed_under_a_checkpoint_are_noticed(workshop: Workshop) ->
     with pytest.raises(ConflictError, match="the data, the base or the specification changed"):
         resume(workshop, job.id)
     assert workshop.catalog.get_job(job.id).state == "failed"
+
+
+def test_scores_are_chosen_and_the_base_is_asked_once(workshop: Workshop) -> None:
+    held_out = workshop.folder / "pictures.jsonl"
+    chosen = {"scores": ["rouge_l", "cider"], "eval": held_out, "max_new_tokens": 3, "eval_every": 2}
+    job = submit(workshop.catalog, workshop.settings, workshop.spec(**chosen, steps=6, samples=2))
+    monitor = Watched()
+    monitor.at_step = lambda step: monitor.stop(Reason.INTERRUPT) if step == 3 else None
+    with pytest.raises(Stopped):
+        resume(workshop, job.id, monitor)
+    before = workshop.settings.jobs / job.id / "before.json"
+    assert len(json.loads(before.read_text())) == len(held_out.read_text().splitlines())
+    before.write_text(json.dumps([json.loads(line)["messages"][-1]["content"] for line in held_out.open()]))
+    metrics = resume(workshop, job.id).version.metrics
+    own = {f"{score}{end}" for score in ("rouge_l", "cider") for end in ("", "_low", "_high")}
+    assert metrics.keys() == {"train_loss", "loss", *own, "base_rouge_l", "base_cider"}
+    assert metrics["base_rouge_l"] == 100  # what was kept, and not asked again
+    events = workshop.catalog.list_events(job.id, limit=1000)
+    looks = [event.data for event in events if event.kind == "sample"]
+    folder = workshop.settings.home / "tensorboard" / "emoji" / job.id
+    curves = EventAccumulator(str(folder)).Reload()
+    assert [point.step for point in curves.Scalars("metrics/train_loss")][-6:] == [1, 2, 3, 4, 5, 6]
+    assert curves.Scalars("scores/rouge_l")[-1].value == pytest.approx(metrics["rouge_l"])
+    assert curves.Tags()["tensors"]  # the samples
+    assert [look["step"] for look in looks] == [2, 2, 4, 4, 6, 6, 6, 6]
+    assert looks[0].keys() == {"step", "line", "media", "expected", "answer"}
+    assert (looks[0]["line"], len(looks[0]["media"])) == (1, 1)
+    assert [e.data for e in events if e.kind == "scores"] == [
+        {k: v for k, v in metrics.items() if k != "train_loss"}
+    ]
+
+
+def test_the_base_is_not_asked_where_nobody_wants_it(workshop: Workshop) -> None:
+    held_out = workshop.folder / "pictures.jsonl"
+    spec = workshop.spec(eval=held_out, compare=False, scores=["chrf"], max_new_tokens=2)
+    assert go(workshop, spec).version.metrics.keys() == {
+        "train_loss",
+        "loss",
+        "chrf",
+        "chrf_low",
+        "chrf_high",
+    }

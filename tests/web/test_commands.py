@@ -11,6 +11,7 @@ from server_fixtures import RunningServer, Site
 from tiny_fixtures import Bundles
 from typer.testing import CliRunner, Result
 
+from okavango.modalities.base import find_base
 from okavango.platform.cli import app
 from okavango.platform.errors import ConfigError
 from okavango.serving.engine import EngineOptions
@@ -87,12 +88,15 @@ def test_a_base_that_is_not_there(run: Run) -> None:
         ("--kv-memory", "lots", "is not a size"),
         ("--parking-memory", "much", "--parking-memory: 'much' is not a size"),
         ("--adapter-memory", "more", "--adapter-memory: 'more' is not a size"),
+        ("--draft-base", "tinny", "no base is called 'tinny'; known: tiny"),
+        ("--draft-kv-memory", "some", "--draft-kv-memory: 'some' is not a size"),
         ("--max-prefill-tokens", "0", "max_prefill_tokens: must be at least 1"),
         ("--threads", "0", "threads: must be at least 1"),
         ("--weight", "local=2", "--weight local: no API key has that name (set OKAVANGO_API_KEYS)"),
         ("--slots", "0", "slots: must be at least 1"),
         ("--log-level", "loud", "no such log level"),
         ("--device", "gpu", "is not one of cpu, cuda"),
+        ("--pin", "nobody", "--pin nobody: the model 'nobody' does not exist"),
         ("--device", "cuda:99", "device cuda:99: "),
         ("--max-step-tokens", "32", "must be above max_sequences"),
     ],
@@ -116,6 +120,16 @@ def test_options_reach_the_engine(run: Run, monkeypatch: pytest.MonkeyPatch) -> 
     assert (engine.parking_bytes, engine.host_cache_bytes) == (1 << 20, 3 << 20)
     assert (engine.weights, engine.share_prefixes) == ((("key-d0c04f4b", 2.0),), True)
     assert engine.threads == torch.get_num_threads()
+
+
+def test_a_draft_base_is_found_by_its_name(run: Run, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[EngineOptions] = []
+    monkeypatch.setattr(commands, "run", lambda app, _: made.append(app.state.services.options.engine))
+    options = "--port 0 --kv-memory 8MiB --draft-base tiny --draft-kv-memory 2MiB"
+    result = run("--base", "tiny", *options.split())
+    assert result.exit_code == 0, result.stderr
+    [engine] = made
+    assert (engine.draft, engine.draft_kv_bytes) == (find_base("tiny", site.settings.bases), 2 << 20)
 
 
 def test_options_begin_as_the_engines_own(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,7 +42,7 @@ def test_an_answer_says_what_made_it(server: RunningServer, picture: str) -> Non
     assert turn.fault is None
     assert (made.model, made.digest) == (version.ref, version.digest)
     assert (made.completion_tokens, made.ending, made.notes) == (12, "length", ())
-    assert (made.pictures, made.cached) == (1, 0)
+    assert (made.media, made.cached) == (1, 0)
     assert made.prompt_tokens is not None
     assert made.prompt_tokens > 12
     assert made.tokens_per_second is not None
@@ -68,7 +68,7 @@ def test_the_bare_base_is_blind_until_its_head_is_trained(server: RunningServer,
         ("r88", Turn("hello"), "The model 'r88' does not exist. Did you mean r8?"),
         ("", Turn("hello"), "names no adapter version"),
         ("r8", Turn("word " * 200), "Start a new conversation, or lower Max tokens."),
-        ("r8", Turn("hello", ("/nowhere.png",)), "The picture is no longer on the server"),
+        ("r8", Turn("hello", ("/nowhere.png",)), "The file is no longer on the server"),
     ],
 )
 def test_what_cannot_be_answered_says_why(server: RunningServer, model: str, turn: Turn, said: str) -> None:

@@ -95,6 +95,8 @@ def test_scores_that_are_not_there_are_left_empty() -> None:
         ("BLEU-4", ""),
         ("chrF", "12.3"),
         ("Exact match", ""),
+        ("Word errors", ""),
+        ("R@1", ""),
     ]
 
 

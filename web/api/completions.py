@@ -8,13 +8,14 @@ from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
 from okavango.modalities.prompt import Rendered
-from okavango.platform.errors import ContextLengthError, InputError
+from okavango.platform.errors import ContextLengthError
 from okavango.web.api.body import read_body
 from okavango.web.api.completion_request import Completion, CompletionRequest, Prompt, parse_completion
 from okavango.web.api.completion_response import CompletionShape
 from okavango.web.api.origin import Origin
 from okavango.web.api.replying import counted_refusals, questions_of, reply
 from okavango.web.api.sse import while_connected
+from okavango.web.api.tokens import tokens_of
 from okavango.web.services import Services, get_services
 
 router = APIRouter()
@@ -54,27 +55,11 @@ async def _respond(request: Request, raw: bytes, services: Services) -> Response
 
 def _rendered(asked: Completion, services: Services) -> list[Rendered]:
     many = len(asked.prompts) > 1
+    tokenizer, special = services.engine.tokenizer, asked.add_special_tokens
     return [
-        Rendered(_tokens(prompt, f"prompt[{i}]" if many else "prompt", asked, services))
+        Rendered(tokens_of(prompt, tokenizer, f"prompt[{i}]" if many else "prompt", special=special))
         for i, prompt in enumerate(asked.prompts)
     ]
-
-
-def _tokens(prompt: Prompt, where: str, asked: Completion, services: Services) -> tuple[int, ...]:
-    tokenizer = services.engine.tokenizer
-    if isinstance(prompt, str):
-        tokens = tuple(tokenizer(prompt, add_special_tokens=asked.add_special_tokens)["input_ids"])
-    else:
-        tokens = prompt
-        for at, token in enumerate(tokens):
-            if not 0 <= token < len(tokenizer):
-                raise InputError(
-                    f"there is no token {token}; they go from 0 to {len(tokenizer) - 1}",
-                    where=f"{where}[{at}]",
-                )
-    if not tokens:
-        raise InputError("is empty", where=where)
-    return tokens
 
 
 def _text(prompt: Prompt, services: Services) -> str:

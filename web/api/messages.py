@@ -14,7 +14,7 @@ from okavango.modalities.content import (
     parse_messages,
     unknown_keys,
 )
-from okavango.modalities.image import decode_image
+from okavango.modalities.encoders import check_medium
 from okavango.platform.errors import MediaError, PromptError, UnsupportedError
 
 # `name` tells speakers apart where a model is trained for it; no chat template here shows it.
@@ -24,7 +24,7 @@ _EMPTY_KEYS = ("refusal", "annotations", "audio", "function_call", "tool_calls",
 
 
 def read_request_messages(raw: Sequence[Any], limits: Limits) -> tuple[Message, ...]:
-    """OpenAI's `messages`, every picture decoded once and found good. Takes CPU time.
+    """OpenAI's `messages`, every medium decoded once and found good. Takes CPU time.
 
     Raises:
         PromptError, MediaError, UnsupportedError: the first fault, with its path.
@@ -62,5 +62,5 @@ class _MediaLoader:
         if self._count > self._limits.media_per_request:
             raise MediaError(f"over the limit of {self._limits.media_per_request} media a request")
         data = data_url_bytes(url, modality)
-        decode_image(data, self._limits)
+        check_medium(data, modality, self._limits)
         return data

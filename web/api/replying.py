@@ -130,7 +130,11 @@ class _Usage:
     def __init__(self, questions: Sequence[Question]) -> None:
         prompts = {id(question.prompt): question.prompt for question in questions}
         self._prompt = sum(len(prompt.tokens) for prompt in prompts.values())
-        self._media = sum(span.length for prompt in prompts.values() for span in prompt.spans)
+        spans = [span for prompt in prompts.values() for span in prompt.spans]
+        self._media = {
+            f"{modality}_tokens": sum(span.length for span in spans if span.modality == modality)
+            for modality in ("image", "audio")
+        }
         self._prompt_of = [id(question.prompt) for question in questions]
 
     def of(self, choices: Sequence[Choice]) -> dict[str, Any]:
@@ -139,7 +143,11 @@ class _Usage:
             "prompt_tokens": self._prompt,
             "completion_tokens": generated,
             "total_tokens": self._prompt + generated,
-            "prompt_tokens_details": {"cached_tokens": self._cached(choices), "image_tokens": self._media},
+            "prompt_tokens_details": {
+                "cached_tokens": self._cached(choices),
+                "features_cached": _features_cached(choices),
+                **self._media,
+            },
         }
 
     def _cached(self, choices: Sequence[Choice]) -> int | None:
@@ -152,6 +160,13 @@ class _Usage:
             cached = choice.last.usage.cached_tokens
             least[prompt] = min(cached, least.get(prompt, cached))
         return sum(least.values())
+
+
+def _features_cached(choices: Sequence[Choice]) -> int | None:
+    """Media that no encoder had to see; None until all answers have ended. Of answers that share a prompt,
+    one may have found what another had encoded."""
+    ended = [choice.last.features_cached for choice in choices if choice.last is not None]
+    return min(ended) if len(ended) == len(choices) else None
 
 
 class _Stream:

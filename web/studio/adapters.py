@@ -60,9 +60,10 @@ class AdaptersPage:
         # Through the queue, for no other way leads a message to the page.
         self.confirm.click(self._move, [self.selected], [*shown, self.confirmation], **QUEUED)
 
-    def rest(self, other: gr.Tab) -> None:
+    def rest(self, others: Sequence[gr.Tab]) -> None:
         """Ask the catalog for news no more while another tab is looked at."""
-        other.select(lambda: gr.Timer(active=False), None, [self.timer], **DIRECT)
+        for other in others:
+            other.select(lambda: gr.Timer(active=False), None, [self.timer], **DIRECT)
 
     def _show(self, selected: str) -> tuple[Update, ...]:
         """Also the timer's: what has not changed is not sent, by gr.HTML itself."""

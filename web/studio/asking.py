@@ -19,7 +19,7 @@ from okavango.web.answering import Question, answer, render
 from okavango.web.models import Model
 from okavango.web.services import Services
 from okavango.web.studio.conversation import Provenance, Turn, messages_of
-from okavango.web.studio.wording import explain, sight_note
+from okavango.web.studio.wording import explain, media_note
 
 log = logging.getLogger("okavango.web.studio")
 
@@ -75,9 +75,12 @@ class Asking:
         services = self._services
         messages = await asyncio.to_thread(messages_of, self._turns, services.options.media)
         self._model = model = await services.models.resolve(self._name)
-        if any(message.media for message in messages):
-            note = await asyncio.to_thread(sight_note, model, services.catalog)
-            self._notes = (note,) if note else ()
+        modalities = {medium.modality for message in messages for medium in message.media}
+        notes = [
+            await asyncio.to_thread(media_note, model, modality, services.catalog)
+            for modality in sorted(modalities)
+        ]
+        self._notes = tuple(note for note in notes if note)
         prompt = await render(services.engine, model, messages)
         question = Question(self._id, model, prompt, self._params, self._principal)
         async with aclosing(answer(services.engine, question, services.metrics)) as events:
@@ -118,7 +121,7 @@ class Asking:
             completion_tokens=usage.completion_tokens if usage else self._tokens,
             seconds=self._last - self._began,
             tokens_per_second=(self._tokens - 1) / took if self._tokens >= ENOUGH_TO_MEASURE else None,
-            pictures=sum(len(turn.pictures) for turn in self._turns),
+            media=sum(len(turn.media) for turn in self._turns),
             cached=last.features_cached if last is not None else None,
             ending=str(last.finish) if last is not None else STOPPED,
             notes=self._notes,

@@ -1,4 +1,4 @@
-"""Turns → what gr.Chatbot shows: question and pictures, answer, and a line about what made it."""
+"""Turns → what gr.Chatbot shows: question and media, answer, and a line about what made it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from okavango.web.studio.asking import STOPPED
-from okavango.web.studio.conversation import Conversation, Provenance, Turn
+from okavango.web.studio.conversation import Conversation, Provenance, Turn, modality_of
 from okavango.web.studio.markup import copyable, digest, fault
 
 Bubble = dict[str, Any]
@@ -37,7 +37,7 @@ def provenance(made_by: Provenance, answer: str) -> str:
 
 
 def _of_turn(turn: Turn) -> Iterator[Bubble]:
-    files: list[Any] = [{"path": path, "alt_text": "picture of the question"} for path in turn.pictures]
+    files: list[Any] = [_file(path) for path in turn.media]
     yield {"role": "user", "content": [*files, *([_text(turn.question)] if turn.question else [])]}
     if turn.answer:
         yield {"role": "assistant", "content": [_text(turn.answer)]}
@@ -45,6 +45,10 @@ def _of_turn(turn: Turn) -> Iterator[Bubble]:
         yield {"role": "assistant", "content": [_html(provenance(turn.made_by, turn.answer))]}
     if turn.fault is not None:
         yield {"role": "assistant", "content": [_html(fault(turn.fault))]}
+
+
+def _file(path: str) -> Bubble:
+    return {"path": path, "alt_text": None if modality_of(path) == "audio" else "picture of the question"}
 
 
 def _text(text: str) -> Bubble:
@@ -62,17 +66,17 @@ def _facts(made_by: Provenance) -> Iterator[tuple[str, str]]:
     if made_by.prompt_tokens is None:
         yield count, "in the answer"
     else:
-        yield f"{made_by.prompt_tokens:,} → {count}", "in the prompt, its pictures included → in the answer"
+        yield f"{made_by.prompt_tokens:,} → {count}", "in the prompt, its media included → in the answer"
     yield f"{made_by.seconds:.2f} s", "from the question to the last token"
     if made_by.tokens_per_second is not None:
         yield f"{made_by.tokens_per_second:.3g} tokens/s", "from the first token to the last"
-    if made_by.pictures and made_by.cached is not None:
-        yield _cache(made_by.pictures, made_by.cached), "whether the encoder ran, or had seen it before"
+    if made_by.media and made_by.cached is not None:
+        yield _cache(made_by.media, made_by.cached), "whether the encoder ran, or had seen it before"
     if made_by.ending in _ENDINGS:
         yield _ENDINGS[made_by.ending]
 
 
-def _cache(pictures: int, cached: int) -> str:
-    if pictures == 1:
-        return "picture from cache" if cached else "picture encoded"
-    return f"{cached} of {pictures} pictures from cache"
+def _cache(media: int, cached: int) -> str:
+    if media == 1:
+        return "features from cache" if cached else "features computed"
+    return f"{cached} of {media} features from cache"

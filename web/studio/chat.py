@@ -1,8 +1,8 @@
-"""The chat page: a model, a question with pictures if any, an answer that streams in and says its maker."""
+"""The chat page: a model, a question with media if any, an answer that streams in and says its maker."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
@@ -15,14 +15,11 @@ from okavango.web.services import Services
 from okavango.web.studio import picker
 from okavango.web.studio.asking import Asking
 from okavango.web.studio.bubbles import bubbles
-from okavango.web.studio.conversation import Conversation, Turn, completed
+from okavango.web.studio.conversation import SOUNDS, Conversation, Turn, completed
 from okavango.web.studio.events import DIRECT, QUEUED
+from okavango.web.studio.principals import principal_of
 from okavango.web.studio.wording import explain
 
-WELCOME = """
-### Ask anything
-Add a picture with the clip, paste one, or drop it here.
-"""
 MAX_TOKENS = 256
 
 Update = Any
@@ -81,10 +78,12 @@ class ChatPage:
 
     def _build_main(self) -> None:
         self.turns = gr.State(())
+        takes = [modality for modality in ("image", "audio") if self._is_served(modality)]
+        hears = "audio" in takes
         self.chatbot = gr.Chatbot(
             show_label=False,
             label="Conversation",
-            placeholder=WELCOME,
+            placeholder=welcome(takes),
             buttons=[],
             layout="bubble",
             height="100%",
@@ -92,19 +91,22 @@ class ChatPage:
             allow_file_downloads=False,
             feedback_options=None,
         )
-        sees = "image" in self._services.base.heads
         self.composer = gr.MultimodalTextbox(
             show_label=False,
             label="Question",
-            placeholder="Ask about a picture, or anything" if sees else "Ask anything",
-            sources=["upload"] if sees else [],
-            file_types=["image"],
+            placeholder=f"Ask about {_named(takes)}, or anything" if takes else "Ask anything",
+            sources=(["upload", "microphone"] if hears else ["upload"]) if takes else [],
+            file_types=[*takes, *SOUNDS] if hears else takes,
             file_count="multiple",
             max_plain_text_length=self._services.options.media.text_chars,
             max_lines=8,
             autofocus=True,
             elem_id="okv-composer",
         )
+
+    def _is_served(self, modality: str) -> bool:
+        services = self._services
+        return modality in services.base.heads and modality not in services.engine.options.disabled
 
     def _listen(self) -> None:
         settings = [self.model, self.temperature, self.max_tokens, self.seed, self.is_single]
@@ -123,7 +125,7 @@ class ChatPage:
         self, request: gr.Request, composed: dict[str, Any], turns: Conversation, *settings: Any
     ) -> AsyncGenerator[Shown, None]:
         turn = Turn(composed["text"].strip(), tuple(composed["files"]))
-        if not turn.question and not turn.pictures:
+        if not turn.question and not turn.media:
             yield _UNCHANGED
             return
         async with aclosing(self._answer(turn, completed(turns), settings, request)) as updates:
@@ -136,7 +138,7 @@ class ChatPage:
         if not turns:  # the server was started anew since the page was opened
             yield _UNCHANGED
             return
-        turn = Turn(turns[-1].question, turns[-1].pictures)
+        turn = Turn(turns[-1].question, turns[-1].media)
         async with aclosing(self._answer(turn, completed(turns[:-1]), settings, request)) as updates:
             async for update in updates:
                 yield update
@@ -156,7 +158,7 @@ class ChatPage:
             yield _shown((*before, turn := replace(turn, fault=explain(error, ""))), _ready(turn))
             return
         asked = (turn,) if is_single else (*before, turn)
-        asking = Asking(self._services, model or "", asked, params, _principal(request))
+        asking = Asking(self._services, model or "", asked, params, principal_of(request))
         self._asking[session] = asking
         try:
             yield _shown((*before, turn), _busy())
@@ -199,6 +201,17 @@ class ChatPage:
         return picker.card(self._services, chosen)
 
 
+def welcome(takes: Sequence[str]) -> str:
+    """What stands where a conversation will be, by the modalities that are served."""
+    how = f"Add {_named(takes)} with the clip, paste or drop it here." if takes else ""
+    record = " Or record what you say." if "audio" in takes else ""
+    return f"\n### Ask anything\n{how}{record}\n"
+
+
+def _named(takes: Sequence[str]) -> str:
+    return " or ".join({"image": "a picture", "audio": "a sound"}[modality] for modality in takes)
+
+
 def _shown(turns: Conversation, composer: Update) -> Shown:
     return bubbles(turns), turns, composer
 
@@ -211,7 +224,7 @@ def _ready(turn: Turn) -> Update:
     """What was asked in vain comes back, so that nobody has to type it twice."""
     if turn.fault is None:
         return gr.update(submit_btn=True, stop_btn=False)
-    asked = {"text": turn.question, "files": list(turn.pictures)}
+    asked = {"text": turn.question, "files": list(turn.media)}
     return gr.update(value=asked, submit_btn=True, stop_btn=False)
 
 
@@ -225,10 +238,3 @@ def read_params(temperature: float, max_tokens: float, seed: str) -> SamplingPar
     if not drawn and not (seed.strip().isdecimal() and int(seed) < 2**63):
         raise InputError(f"the seed is {seed.strip()!r}, not a whole number from 0 to 2⁶³ - 1", where="seed")
     return SamplingParams(int(max_tokens), temperature=temperature, seed=None if drawn else int(seed))
-
-
-def _principal(request: gr.Request) -> str:
-    """Who asks, as web.security found out."""
-    call = request.request
-    assert call is not None  # only outside a server is there none
-    return str(call.scope["state"].get("principal", "local"))

@@ -84,13 +84,14 @@ def theme() -> gr.themes.Base:
 
 
 def css() -> str:
-    return _text("studio.css")
+    return text_of("studio.css")
 
 
 def head() -> str:
     """What goes into the page's head: the script for copying."""
-    return f"<script>{_text('studio.js')}</script>"
+    return f"<script>{text_of('studio.js')}</script>"
 
 
-def _text(name: str) -> str:
+def text_of(name: str) -> str:
+    """A style sheet or script that lies beside this module."""
     return Path(__file__).with_name(name).read_text(encoding="utf-8")

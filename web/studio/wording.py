@@ -31,17 +31,21 @@ def sentence(text: str) -> str:
     return start + text[len(first) :] + ("" if text.endswith((".", "!", "?")) else ".")
 
 
-def sight_note(model: Model, catalog: Catalog) -> str | None:
-    """Why a model's answer about a picture may be worth little; None where it has learnt to see. Asks the
-    catalog."""
-    head = model.base.heads.get("image")
+_SENSES = {"image": ("see pictures", "pictures"), "audio": ("hear sounds", "sounds")}
+
+
+def media_note(model: Model, modality: str, catalog: Catalog) -> str | None:
+    """Why a model's answer about a medium may be worth little; None where it has learnt to see or hear. Asks
+    the catalog."""
+    head = model.base.heads.get(modality)
     if head is None or head.trained:
         return None
+    sense, media = _SENSES[modality]
     if model.adapter is None:
         return (
-            "The bare base cannot see pictures yet: its image head is untrained. "
-            "Adapters that were trained on pictures bring a head of their own."
+            f"The bare base cannot {sense} yet: its {modality} head is untrained. "
+            f"Adapters that were trained on {media} bring a head of their own."
         )
-    if "image" in catalog.resolve(str(model.adapter)).modalities:
+    if modality in catalog.resolve(str(model.adapter)).modalities:
         return None
-    return f"{model.adapter} was not trained on pictures, and the image head of its base is untrained."
+    return f"{model.adapter} was not trained on {media}, and the {modality} head of its base is untrained."
