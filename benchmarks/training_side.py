@@ -309,9 +309,9 @@ def real_task(asked: dict[str, Any]) -> Task:
 
     from okavango.modalities.base import load_decoder, load_tokenizer
     from okavango.modalities.encoders import make_renderer
+    from okavango.training.build import precision
     from okavango.training.collate import render_row
     from okavango.training.dataset import Example
-    from okavango.training.model import precision
 
     base = base_of(asked["base"], Path(asked["folder"]))
     dtype = precision(asked["dtype"], asked["device"])
@@ -406,9 +406,9 @@ def synchronize(device: str) -> None:
 
 
 def peak(device: str) -> int:
-    """Bytes: of the GPU's memory, or resident in this process."""
+    """Bytes: of the GPU's memory that torch took, or resident in this process."""
     if device != "cpu":
-        return torch.cuda.max_memory_allocated()
+        return torch.cuda.max_memory_reserved()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 

@@ -22,6 +22,12 @@ from okavango.modalities.rope import places_of
 from okavango.platform.errors import DataError, PromptError
 from okavango.training.dataset import Dataset, Example
 from okavango.training.packing import Layout
+from okavango.training.tight import Tight, rounded, tight_layout
+
+NO_LABEL = -100
+"""What stands for no token to be learned, as in torch's cross_entropy."""
+
+_COUNTS_AN_OCTAVE = 4  # of sizes that a tight batch's predicted tokens are rounded up to
 
 LoadMedium = Callable[[str, str], Tensor]
 """(modality, digest) → what a trainee takes: pooled features [G, S, E], or what `Encoder.prepare` gives."""
@@ -61,13 +67,13 @@ class Batch:
         tokens: [T] ids.
         own: [T] whether a token is one of a row's, and no padding.
         predicting: [L] positions whose next token is predicted.
-        labels: [L] these next tokens.
+        labels: [L] these next tokens, or NO_LABEL.
         spans: where media go, in T.
         media: by modality, one a medium, in the order of their first spans.
         places: [3, T] where the decoder tells a medium's positions by row and column, and there are any.
     """
 
-    layout: Layout
+    layout: Layout | Tight
     tokens: Tensor
     own: Tensor
     predicting: Tensor
@@ -80,7 +86,8 @@ class Batch:
         """Media stay where they are: who takes them knows where to."""
         moved = {name: getattr(self, name).to(device) for name in ("tokens", "own", "predicting", "labels")}
         places = self.places.to(device) if self.places is not None else None
-        return replace(self, **moved, places=places)
+        layout = self.layout.to(device) if isinstance(self.layout, Tight) else self.layout
+        return replace(self, **moved, layout=layout, places=places)
 
 
 def render_rows(
@@ -139,38 +146,59 @@ def last_learned(messages: Sequence[Message]) -> tuple[Message, ...]:
     return tuple(replace(each, is_learned=i == last) for i, each in enumerate(messages))
 
 
-def collate(rows: Sequence[Row], load: LoadMedium) -> Batch:
-    """Pack rows, with their media."""
+def collate(rows: Sequence[Row], load: LoadMedium, *, tight: bool = False) -> Batch:
+    """Pack rows, with their media.
+
+    Args:
+        tight: without padding between them, as training.tight has it; no span may look ahead.
+    """
     shared = _shared(rows)
-    length = max(row.length for row in rows) - shared
-    mutual = [
-        (i, span.start - shared, span.end - shared)
-        for i, row in enumerate(rows)
-        for span in row.spans
-        if span.looks_ahead
-    ]
-    layout = Layout(shared, len(rows), length, tuple(mutual))
-    # what fills the padding is never seen by a token that counts
-    own = np.zeros((len(rows), length), np.int32)
-    for i, row in enumerate(rows):
-        own[i, : row.length - shared] = row.tokens[shared:-1]
-    is_own = np.arange(shared, shared + length) < np.array([[row.length] for row in rows])
+    lengths = [row.length - shared for row in rows]
+    longest = max(lengths)
+    layout: Layout | Tight
+    if tight:
+        layout = tight_layout(shared, lengths)
+        total, sizes = len(layout.places), lengths
+    else:
+        layout = Layout(shared, len(rows), longest, _mutual(rows, shared))
+        total, sizes = shared + len(rows) * longest, [longest] * len(rows)
     # where a row's position 0 would stand in T, so that its position p stands at start + p
-    starts = [i * length for i in range(len(rows))]
+    starts = np.cumsum([0, *sizes])[:-1].tolist()
+    # what fills the padding is never seen by a token that counts
+    tokens, is_own = np.zeros(total, np.int64), np.zeros(total, np.bool_)
+    tokens[:shared], is_own[:shared] = rows[0].tokens[:shared], True
+    for row, start in zip(rows, starts, strict=True):
+        own = slice(start + shared, start + row.length)
+        tokens[own], is_own[own] = row.tokens[shared:-1], True
     predicted = [np.flatnonzero(row.loss) for row in rows]
+    count = sum(map(len, predicted))
+    none = rounded(count, _COUNTS_AN_OCTAVE) - count if tight else 0
     return Batch(
         layout=layout,
-        tokens=_long([rows[0].tokens[:shared], own.ravel()]),
-        own=torch.from_numpy(np.concatenate([np.ones(shared, np.bool_), is_own.ravel()])),
-        predicting=_long([at - 1 + start for at, start in zip(predicted, starts, strict=True)]),
-        labels=_long([row.tokens[at] for row, at in zip(rows, predicted, strict=True)]),
+        tokens=torch.from_numpy(tokens),
+        own=torch.from_numpy(is_own),
+        predicting=_long(
+            [*(at - 1 + start for at, start in zip(predicted, starts, strict=True)), np.full(none, total - 1)]
+        ),
+        labels=_long(
+            [*(row.tokens[at] for row, at in zip(rows, predicted, strict=True)), np.full(none, NO_LABEL)]
+        ),
         spans=tuple(
             replace(span, start=span.start + start)
             for row, start in zip(rows, starts, strict=True)
             for span in row.spans
         ),
         media=load_media([(row.spans, row.media) for row in rows], load),
-        places=_places(rows, shared, length),
+        places=_places(rows, shared, starts, layout),
+    )
+
+
+def _mutual(rows: Sequence[Row], shared: int) -> tuple[tuple[int, int, int], ...]:
+    return tuple(
+        (i, span.start - shared, span.end - shared)
+        for i, row in enumerate(rows)
+        for span in row.spans
+        if span.looks_ahead
     )
 
 
@@ -186,14 +214,14 @@ def load_media(
     return {modality: tuple(media) for modality, media in found.items()}
 
 
-def _places(rows: Sequence[Row], shared: int, length: int) -> Tensor | None:
+def _places(rows: Sequence[Row], shared: int, starts: Sequence[int], layout: Layout | Tight) -> Tensor | None:
     if not any(span.grid for row in rows for span in row.spans):
         return None
-    own = np.zeros((3, len(rows), length), np.int64)
-    for i, row in enumerate(rows):
-        own[:, i, : row.length - shared] = places_of(row.length, row.spans)[0][:, shared:]
-    common = np.broadcast_to(np.arange(shared), (3, shared))
-    return torch.from_numpy(np.concatenate([common, own.reshape(3, -1)], axis=1))
+    places = layout.positions(torch.device("cpu")).expand(3, -1).clone()
+    for row, start in zip(rows, starts, strict=True):
+        own = torch.as_tensor(places_of(row.length, row.spans)[0][:, shared:])
+        places[:, start + shared : start + row.length] = own
+    return places
 
 
 def _shared(rows: Sequence[Row]) -> int:

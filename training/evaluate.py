@@ -13,7 +13,7 @@ from torch import Tensor
 
 from okavango.modalities.prompt import Rendered, Renderer
 from okavango.modalities.rope import places_of
-from okavango.training.collate import LoadMedium, collate, load_media
+from okavango.training.collate import LoadMedium, load_media
 from okavango.training.dataset import Dataset, Example
 from okavango.training.loop import TrainingSet, data_order
 from okavango.training.model import Trainee
@@ -52,7 +52,7 @@ def held_out_loss(trainee: Trainee, data: TrainingSet, spec: TrainSpec) -> float
     order, rows = data_order(data.rows, spec), data.rows
     total = torch.zeros((), dtype=torch.float64)
     for chosen in (batch for step in range(order.steps_an_epoch) for batch in order.batches(step)):
-        batch = collate([rows[i] for i in chosen], data.load).to(trainee.device)
+        batch = trainee.batch([rows[i] for i in chosen], data.load)
         total += trainee.loss(batch).double().cpu()
     return float(total) / sum(row.answer_tokens for row in rows)
 

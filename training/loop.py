@@ -16,7 +16,7 @@ from torch import Tensor
 
 from okavango.platform.errors import ConfigError
 from okavango.training.checkpoint import Checkpoint, Checkpoints, restore
-from okavango.training.collate import LoadMedium, Row, collate
+from okavango.training.collate import LoadMedium, Row
 from okavango.training.features import VIEWED, view_key
 from okavango.training.joint import joint_loss, without_some
 from okavango.training.model import Made, Trainee
@@ -206,7 +206,7 @@ class Loop:
         loss = torch.zeros((), device=self._trainee.device)
         made: Made = {}
         if rows:
-            batch = collate(rows, load).to(self._trainee.device)
+            batch = self._trainee.batch(rows, load)
             made = self._trainee.make(batch.media)
             seen = without_some(made, self.spec.joint.modality_dropout, self.spec.seed, self.done)
             routed: list[Tensor] | None = [] if self._routing is not None else None

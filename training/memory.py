@@ -142,7 +142,7 @@ def shape_of(base: Base, spec: TrainSpec, device: str = "cpu") -> Shape:
     """
     from okavango.modalities.base import empty_decoder
     from okavango.modalities.lora import find_targets
-    from okavango.training.model import precision
+    from okavango.training.build import precision
     from okavango.training.quantized import BITS
 
     decoder = empty_decoder(base)
@@ -190,7 +190,7 @@ def _head_parameters(base: Base, spec: TrainSpec, modality: str) -> int:
     import torch
 
     from okavango.modalities.projector import make_head
-    from okavango.training.model import head_spec
+    from okavango.training.build import head_spec
 
     with torch.device("meta"):
         head = make_head(head_spec(base, spec, modality))

@@ -4,9 +4,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, cast
 
 import numpy as np
@@ -15,23 +17,22 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from okavango.modalities.base import Base, load_decoder, load_head
-from okavango.modalities.embed import embedding_std, place
-from okavango.modalities.embedding import EmbeddingHead, EmbeddingSpec, new_embedding
-from okavango.modalities.encoders import Encoder, load_encoder
-from okavango.modalities.precision import resolve_dtype
-from okavango.modalities.projector import HeadSpec, ProjectionHead, new_head, pool
+from okavango.modalities.embed import place
+from okavango.modalities.embedding import EmbeddingHead
+from okavango.modalities.encoders import Encoder
+from okavango.modalities.precision import PARITY_BOUNDS, relative_error
+from okavango.modalities.projector import ProjectionHead, pool
 from okavango.modalities.prompt import Span
 from okavango.modalities.rope import rope_of
 from okavango.platform.errors import UnsupportedError
-from okavango.training.collate import Batch, Row, collate
-from okavango.training.lora import adapt_encoder, attach_lora
+from okavango.training.collate import Batch, LoadMedium, Row, collate
+from okavango.training.graphs import Graphs
 from okavango.training.memory import rows_of_logits
 from okavango.training.objective import answer_loss, parted_loss
-from okavango.training.packing import ATTENTION, packed, recomputing
-from okavango.training.pissa import factors
-from okavango.training.quantized import packing_of
-from okavango.training.spec import TrainSpec
+from okavango.training.packing import packed
+from okavango.training.tight import Tight
+
+log = logging.getLogger(__name__)
 
 Made = Mapping[str, Sequence[Tensor]]
 """By modality, what became of each medium: [M, D]."""
@@ -54,6 +55,7 @@ class Trainee(nn.Module):
         encoders: by modality, those that learn.
         space: where a joint objective compares media and texts; None without one.
         start: factors that the decoder's began as, where these are not to be in the adapter: see pissa.
+        recomputes: the decoder's layers keep their inputs alone for the backward pass.
     """
 
     def __init__(
@@ -71,7 +73,10 @@ class Trainee(nn.Module):
         self.encoders = dict(encoders or {})
         self.space = space
         self.start: dict[str, Tensor] | None = None
+        self.recomputes = False
         self._ends_in_head: bool | None = None  # looked at when the first loss is asked for
+        self._graphs: Graphs | None = None
+        self._has_looked_for_graphs = False
         self._encoder_factors = nn.ModuleDict({name: each.peft for name, each in self.encoders.items()})
         for name, head in self.heads.items():
             head.requires_grad_(name in self.trained_heads)
@@ -94,6 +99,11 @@ class Trainee(nn.Module):
         self._encoder_factors.eval()
         return self
 
+    def batch(self, rows: Sequence[Row], load: LoadMedium) -> Batch:
+        """Rows packed the way that is quickest on the trainee's device, and brought there."""
+        looks_ahead = any(span.looks_ahead for row in rows for span in row.spans)
+        return collate(rows, load, tight=not looks_ahead and self._computes_tightly).to(self.device)
+
     def forward(self, batch: Batch, made: Made | None = None, routed: list[Tensor] | None = None) -> Tensor:
         """Logits [L, V] of the tokens that are to be predicted.
 
@@ -101,11 +111,14 @@ class Trainee(nn.Module):
             made: what `make` gave for the batch's media, or something in its place.
             routed: gets what the routers of a mixture of experts say: see routing.
         """
+        return self._logits(self.embed(batch, made), batch, routed)
+
+    def _logits(self, embeddings: Tensor, batch: Batch, routed: list[Tensor] | None) -> Tensor:
         asked = {} if routed is None else {"output_router_logits": True}
         places = batch.places[:, None] if batch.places is not None else None
         with packed(batch.layout, self._layers), self.at(places):
             output = self.decoder(
-                inputs_embeds=self.embed(batch, made),
+                inputs_embeds=embeddings,
                 position_ids=batch.layout.positions(self.device),
                 use_cache=False,
                 logits_to_keep=batch.predicting,
@@ -113,7 +126,8 @@ class Trainee(nn.Module):
             )
         if routed is not None:
             routed += output.router_logits
-        return output.logits[0]
+        logits: Tensor = output.logits[0]
+        return logits
 
     def loss(
         self,
@@ -123,13 +137,57 @@ class Trainee(nn.Module):
         smoothing: float = 0.0,
     ) -> Tensor:
         """objective.answer_loss of forward's logits, which are not all made at once where that can be had."""
+        embeddings = self.embed(batch, made)
+        if isinstance(batch.layout, Tight) and routed is None and self.training and torch.is_grad_enabled():
+            graphs = self._graphs_of_steps()
+            if graphs is not None:
+                try:
+                    return graphs.loss(embeddings, batch, smoothing)
+                except RuntimeError as error:
+                    log.warning("steps are computed without CUDA graphs: %s", error)
+                    self._graphs = None
+        return self._loss(embeddings, batch, smoothing, routed)
+
+    def _loss(
+        self, embeddings: Tensor, batch: Batch, smoothing: float, routed: list[Tensor] | None = None
+    ) -> Tensor:
         head = self._head_apart()
         if head is None:
-            return answer_loss(self(batch, made, routed), batch.labels, smoothing)
+            return answer_loss(self._logits(embeddings, batch, routed), batch.labels, smoothing)
         with _one_row(head) as given:
-            self(batch, made, routed)
+            self._logits(embeddings, batch, routed)
         rows = rows_of_logits(self.base_decoder.config.get_text_config().vocab_size, self.device.type)
         return parted_loss(given[0][0], batch.labels, head, rows, smoothing)
+
+    def _graphs_of_steps(self) -> Graphs | None:
+        if not self._has_looked_for_graphs:
+            self._has_looked_for_graphs = True
+            # what is computed anew puts the random state back, which no recording allows
+            if not self.recomputes:
+                self._head_apart()  # which tries something out, once
+                self._graphs = Graphs(self.decoder, self._loss)
+        return self._graphs
+
+    @cached_property
+    def _computes_tightly(self) -> bool:
+        """Whether torch's kernels for rows of any lengths give what padded rows give."""
+        embedding: Any = self.embedding()
+        if self.device.type != "cuda" or embedding.weight.dtype == torch.float32:
+            return False
+        rows = [_text_row(length) for length in (11, 7)]
+        training = self.training
+        self.eval()
+        try:
+            with torch.no_grad():
+                padded, tight = (
+                    self(collate(rows, _no_medium, tight=each).to(self.device)) for each in (False, True)
+                )
+            return relative_error(tight[: len(padded)], padded) <= PARITY_BOUNDS[torch.bfloat16]
+        except (ImportError, RuntimeError, UnsupportedError) as error:
+            log.warning("batches are padded: %s", error)
+            return False
+        finally:
+            self.train(training)
 
     def _head_apart(self) -> nn.Module | None:
         """The decoder's last layer, where it is frozen and what it gives are the logits; else None."""
@@ -143,12 +201,11 @@ class Trainee(nn.Module):
     @torch.no_grad()
     def _gives_logits(self, head: nn.Module) -> bool:
         """Whether nothing is done to logits after the last layer, as a cap would be."""
-        row = Row(1, np.arange(3, dtype=np.int32), np.array([False, True, True]), (), ())
         training = self.training
         self.eval()  # no dropout, which would draw from the run's numbers
         try:
             with _one_row(head) as given:
-                logits = self(collate([row], lambda modality, digest: torch.empty(0)).to(self.device))
+                logits = self(collate([_text_row(3)], _no_medium).to(self.device))
             return len(given) == 1 and given[0].dim() == 3 and torch.equal(head(given[0][:, :1])[0], logits)
         finally:
             self.train(training)
@@ -228,6 +285,15 @@ class Trainee(nn.Module):
         return dict(pair for parameters in learned for pair in parameters())
 
 
+def _text_row(length: int) -> Row:
+    """The first words of a vocabulary, all but the first of them learned."""
+    return Row(1, np.arange(length, dtype=np.int32), np.arange(length) > 0, (), ())
+
+
+def _no_medium(modality: str, digest: str) -> Tensor:
+    raise AssertionError("these rows hold no media")
+
+
 @contextmanager
 def _one_row(head: nn.Module) -> Iterator[list[Tensor]]:
     """Within, the layer computes its first row alone, and what it was given [1, L, D] is kept."""
@@ -239,79 +305,3 @@ def _one_row(head: nn.Module) -> Iterator[list[Tensor]]:
 
     with head.register_forward_pre_hook(keep):
         yield given
-
-
-def build_trainee(
-    base: Base,
-    spec: TrainSpec,
-    dtype: torch.dtype,
-    device: str = "cpu",
-    *,
-    modalities: Collection[str] = (),
-    learned: Collection[str] = (),
-) -> Trainee:
-    """A fresh trainee; its factors come from torch's global random state.
-
-    Args:
-        modalities: of which any data hold media, so that heads are needed.
-        learned: of which the training data do; what sees none in training has nothing to learn from.
-    """
-    decoder = load_decoder(base, dtype, device, ATTENTION, packing_of(spec.quantization, dtype))
-    loudness = embedding_std(decoder)
-    model = attach_lora(decoder, spec.lora, base.name) if spec.lora.train else decoder
-    if spec.recompute:
-        _keep_less(decoder)
-    heads = {name: _head(base, spec, name, loudness) for name in sorted(modalities)}
-    encoders = {
-        name: _encoder(base, spec, name, dtype, device) for name in sorted(learned) if name in spec.encoders
-    }
-    # a pretrained connector's head passes on what it gets, and has nothing to learn
-    able = {name for name, head in heads.items() if any(True for _ in head.parameters())}
-    trained = able.intersection(learned) if spec.head.train else ()
-    space = None
-    if spec.joint.weight and learned:
-        width = next(iter(heads.values())).spec.out_width
-        shape = EmbeddingSpec(width, spec.joint.width, tuple(sorted(learned)))
-        space = new_embedding(shape, spec.joint.temperature, spec.seed)
-    trainee = Trainee(model, heads, trained, encoders, space).to(device).train()
-    if spec.lora.train and spec.lora.init == "pissa":
-        trainee.start = factors(trainee.decoder)
-    return trainee
-
-
-def _keep_less(decoder: PreTrainedModel) -> None:
-    """Keep what goes into a layer alone for the backward pass, which computes the rest anew."""
-    model: Any = decoder
-    # transformers 5.23 has the first name, and warns of the second, which is all that 5.17 has
-    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-    try:
-        enable({"use_reentrant": False, "context_fn": recomputing})
-        decoder.disable_input_require_grads()  # that is for the reentrant kind
-    except ValueError as error:  # transformers': layers that do not know of it
-        raise UnsupportedError(
-            f"{type(decoder).__name__} computes no layer anew", where="recompute", remedy="set it to false"
-        ) from error
-
-
-def head_spec(base: Base, spec: TrainSpec, modality: str) -> HeadSpec:
-    """The shape of the head that a job uses: the base's, or what the job asks for instead."""
-    default = base.heads[modality].spec
-    shape = spec.heads.get(modality)
-    return default if shape is None else shape.over(default)
-
-
-def _head(base: Base, spec: TrainSpec, modality: str, loudness: float) -> ProjectionHead:
-    if modality in spec.heads:
-        return new_head(head_spec(base, spec, modality), loudness, seed=spec.seed)
-    return load_head(base.heads[modality])
-
-
-def _encoder(base: Base, spec: TrainSpec, modality: str, dtype: torch.dtype, device: str) -> AdaptedEncoder:
-    encoder = load_encoder(base.encoders[modality], dtype, device)
-    peft = adapt_encoder(encoder, base.encoders[modality], spec.encoders[modality], base.name)
-    return AdaptedEncoder(encoder, peft)
-
-
-def precision(name: str, device: str = "cpu") -> torch.dtype:
-    """A specification's precision on a device: "auto" is bf16 where that is native."""
-    return resolve_dtype("bfloat16" if name == "bf16" else name, device)

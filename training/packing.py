@@ -29,6 +29,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from okavango.platform.errors import UnsupportedError
+from okavango.training.tight import Tight, attend_tightly
 
 ATTENTION = "okavango_training"
 _UNKNOWN = ("s_aux", "softcap", "position_bias", "head_mask")
@@ -58,7 +59,7 @@ class Layout:
 class _Packed:
     """`calls` counts attention calls, so that a decoder that goes round them is noticed."""
 
-    layout: Layout
+    layout: Layout | Tight
     calls: int = 0
 
 
@@ -66,7 +67,7 @@ _packed: ContextVar[_Packed | None] = ContextVar("packed", default=None)
 
 
 @contextmanager
-def packed(layout: Layout, layers: int) -> Iterator[None]:
+def packed(layout: Layout | Tight, layers: int) -> Iterator[None]:
     """Within, attention is over packed rows.
 
     Raises:
@@ -88,7 +89,7 @@ def recomputing() -> tuple[AbstractContextManager[Any], AbstractContextManager[A
 
 
 @contextmanager
-def _within(layout: Layout) -> Iterator[_Packed]:
+def _within(layout: Layout | Tight) -> Iterator[_Packed]:
     state = _Packed(layout)
     token = _packed.set(state)
     try:
@@ -117,7 +118,10 @@ def attend(
             raise UnsupportedError(f"attention with {option} is not served")
     state.calls += 1
     scale = options.get("scaling") or query.shape[-1] ** -0.5
-    return _attend_rows(query, key, value, state.layout, scale, options.get("sliding_window")), None
+    window, layout = options.get("sliding_window"), state.layout
+    if isinstance(layout, Tight):
+        return attend_tightly(query, key, value, layout, scale, window), None
+    return _attend_rows(query, key, value, layout, scale, window), None
 
 
 def _attend_rows(

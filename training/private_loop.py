@@ -17,7 +17,7 @@ from torch import Tensor
 
 from okavango.platform.errors import ConfigError
 from okavango.training.checkpoint import Checkpoint
-from okavango.training.collate import Row, collate
+from okavango.training.collate import Row
 from okavango.training.joint import without_some
 from okavango.training.loop import Loop, lr_factor
 from okavango.training.monitor import Advance, Monitor
@@ -99,7 +99,7 @@ class PrivateLoop(Loop):
         return {name: gradient for name, gradient in pairs if gradient is not None}
 
     def _row_loss(self, row: Row, own: int) -> Tensor:
-        batch = collate([row], self._data.load_at(self.done, own)).to(self._trainee.device)
+        batch = self._trainee.batch([row], self._data.load_at(self.done, own))
         made = self._trainee.make(batch.media)
         seen = without_some(made, self.spec.joint.modality_dropout, own, self.done)
         loss = self._trainee.loss(batch, seen, smoothing=self.spec.label_smoothing)

@@ -20,6 +20,7 @@ from okavango.platform.catalog.records import JobRecord, VersionRecord
 from okavango.platform.catalog.store import Catalog
 from okavango.platform.config import Settings
 from okavango.training.align import align
+from okavango.training.build import build_trainee, head_spec, precision
 from okavango.training.checkpoint import Checkpoints
 from okavango.training.collate import LoadMedium
 from okavango.training.curves import recorded
@@ -29,7 +30,7 @@ from okavango.training.joint import set_common
 from okavango.training.judge import Judge
 from okavango.training.loop import Loop, TrainingSet, seed_everything
 from okavango.training.mirror import mirror_of, stored_of
-from okavango.training.model import Trainee, build_trainee, head_spec, precision
+from okavango.training.model import Trainee
 from okavango.training.monitor import Monitor
 from okavango.training.private_loop import PrivateLoop
 from okavango.training.publish import Origin, finished_bundle, publish, write_bundle

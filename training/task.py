@@ -12,11 +12,11 @@ from okavango.modalities.encoders import make_renderer
 from okavango.modalities.prompt import Renderer
 from okavango.platform.bundle import digest_of
 from okavango.platform.errors import ConfigError, DataError
+from okavango.training.build import head_spec
 from okavango.training.check import Seen, check_dataset
 from okavango.training.collate import Row, render_rows
 from okavango.training.dataset import Dataset, open_dataset
 from okavango.training.loop import data_order
-from okavango.training.model import head_spec
 from okavango.training.monitor import Monitor
 from okavango.training.privacy import Budget, budget_of
 from okavango.training.spec import TrainSpec, check_spec

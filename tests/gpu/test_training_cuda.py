@@ -24,6 +24,7 @@ from okavango.training.objective import answer_loss
 from okavango.training.packing import ATTENTION
 from okavango.training.ranks import join
 from okavango.training.spec import TrainSpec, parse_spec
+from okavango.training.tight import Tight
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU on this machine")
 
@@ -95,13 +96,64 @@ def test_values_and_gradients_are_those_of_the_cpu(bench: Bench, dtype: torch.dt
     found: list[dict[str, torch.Tensor]] = []
     for device, precision in (("cpu", torch.float32), ("cuda", dtype)):
         trainee = bench.trainee(device, precision, specification())
-        logits = trainee(batch.to(torch.device(device)))
-        answer_loss(logits, batch.labels.to(device)).backward()
+        own = trainee.batch(bench.rows, features)
+        assert isinstance(own.layout, Tight) == (precision == torch.bfloat16)
+        logits = trainee(own)
+        answer_loss(logits, own.labels).backward()
         grads = {name: parameter.grad.cpu() for name, parameter in trainee.trained().items()}
-        found.append({"logits": logits.detach().float().cpu(), **grads})
+        found.append({"logits": logits.detach().float().cpu()[: len(batch.labels)], **grads})
     for name, expected in found[0].items():
         error = (found[1][name] - expected).norm() / expected.norm().clamp_min(1e-6)
         assert error < bound, name
+
+
+def relative_errors(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> dict[str, float]:
+    return {
+        name: float((found[name] - each).norm() / each.norm().clamp_min(1e-6))
+        for name, each in expected.items()
+    }
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_a_replayed_step_is_what_an_eager_one_is(bench: Bench, dropout: float) -> None:
+    lora = {"r": 8, "dropout": dropout}
+    recorded, plain = (bench.trainee("cuda", torch.bfloat16, specification(lora=lora)) for _ in range(2))
+    plain._has_looked_for_graphs = True  # and found none
+    for turn, rows in enumerate((bench.rows, bench.rows[:4] * 2, bench.rows[:2], bench.rows, bench.rows[:2])):
+        outcomes = []
+        for trainee in (recorded, plain):
+            torch.manual_seed(turn)
+            trainee.zero_grad()
+            loss = trainee.loss(trainee.batch(rows, features), smoothing=0.1)
+            (loss / 7).backward()
+            grads = {name: parameter.grad.clone() for name, parameter in trainee.trained().items()}
+            # what is drawn after a step is drawn alike, too
+            outcomes.append({"loss": loss.detach(), "next": torch.rand(4, device="cuda"), **grads})
+        errors = relative_errors(*outcomes)
+        # the one scales gradients when they are there, the other what they come from, in bfloat16
+        assert max(errors.values()) < 3e-2, (turn, errors)
+        assert errors["loss"] == errors["next"] == 0
+    assert recorded._graphs is not None
+    assert len(recorded._graphs._recorded) == 2
+
+
+def test_gradients_of_several_batches_add_up(bench: Bench) -> None:
+    trainee = bench.trainee("cuda", torch.bfloat16, specification())
+    for rows in (bench.rows[:4], bench.rows[4:]):
+        trainee.loss(trainee.batch(rows, features)).backward()
+    halves = {name: parameter.grad.clone() for name, parameter in trainee.trained().items()}
+    trainee.zero_grad()
+    trainee.loss(trainee.batch(bench.rows, features)).backward()
+    whole = {name: parameter.grad.clone() for name, parameter in trainee.trained().items()}
+    assert max(relative_errors(halves, whole).values()) < 2e-2
+
+
+def test_a_backward_pass_that_comes_too_late_is_noticed(bench: Bench) -> None:
+    trainee = bench.trainee("cuda", torch.bfloat16, specification())
+    first, second = (trainee.loss(trainee.batch(rows, features)) for rows in (bench.rows[:4], bench.rows[4:]))
+    second.backward()
+    with pytest.raises(AssertionError, match="before this one's backward pass"):
+        first.backward()
 
 
 def test_eight_pictures_are_learned_by_heart_in_bfloat16(bench: Bench, tmp_path: Path) -> None:
@@ -112,26 +164,27 @@ def test_eight_pictures_are_learned_by_heart_in_bfloat16(bench: Bench, tmp_path:
     loop.run(Monitor())
     assert held_out_loss(loop._trainee, loop._data, loop.spec) < 0.1
     questions = [
-        Question(bench.renderer.prompt(example.messages[:-1]), NAMES[i], "")
+        Question(bench.renderer.prompt(example.messages[:-1]), NAMES[i], "", i + 1)
         for i, example in enumerate(bench.examples)
     ]
     answers = answer_questions(loop._trainee, questions, bench.renderer, features, spec, 512, Monitor())
     assert [sample.answer for sample in answers] == list(NAMES)
 
 
-def test_a_stopped_run_goes_on(bench: Bench, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-4), (torch.bfloat16, 2e-2)])
+def test_a_stopped_run_goes_on(bench: Bench, tmp_path: Path, dtype: torch.dtype, bound: float) -> None:
     spec = specification(steps=12, lora={"r": 8, "dropout": 0.2})
-    unbroken = bench.loop(tmp_path / "unbroken", torch.float32, spec)
+    unbroken = bench.loop(tmp_path / "unbroken", dtype, spec)
     unbroken.run(Monitor())
     monitor = Monitor()
     monitor.stop(Reason.INTERRUPT)
     with pytest.raises(Stopped):
-        bench.loop(tmp_path / "broken", torch.float32, spec).run(monitor)
-    resumed = bench.loop(tmp_path / "broken", torch.float32, spec)
+        bench.loop(tmp_path / "broken", dtype, spec).run(monitor)
+    resumed = bench.loop(tmp_path / "broken", dtype, spec)
     checkpoint = Checkpoints(tmp_path / "broken", "same").latest()
     assert checkpoint is not None
     assert checkpoint.step == 1
     resumed.resume(checkpoint)
     resumed.run(Monitor())
-    for name, value in learned(unbroken).items():
-        torch.testing.assert_close(learned(resumed)[name], value, rtol=1e-4, atol=1e-5, msg=name)
+    errors = relative_errors(learned(resumed), learned(unbroken))
+    assert max(errors.values()) < bound, errors

@@ -18,9 +18,10 @@ import numpy as np
 import torch
 
 from okavango.modalities.base import Base, read_base
+from okavango.training.build import build_trainee
 from okavango.training.collate import Batch, Row, collate
 from okavango.training.memory import Length, Shape, estimate, shape_of
-from okavango.training.model import Trainee, build_trainee
+from okavango.training.model import Trainee
 from okavango.training.spec import TrainSpec, parse_spec
 
 CASES = [("float32", 0.05), ("float32", 0.0), ("bf16", 0.05), ("bf16", 0.0)]

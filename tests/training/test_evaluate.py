@@ -14,6 +14,7 @@ from okavango.modalities.embed import place
 from okavango.modalities.encoders import decode, encode, load_encoder
 from okavango.modalities.projector import pool
 from okavango.modalities.prompt import Renderer
+from okavango.training.build import build_trainee
 from okavango.training.collate import LoadMedium, render_rows
 from okavango.training.dataset import Dataset, open_dataset
 from okavango.training.evaluate import (
@@ -25,7 +26,7 @@ from okavango.training.evaluate import (
 )
 from okavango.training.features import FeatureCache, fill_cache
 from okavango.training.loop import TrainingSet
-from okavango.training.model import Trainee, build_trainee
+from okavango.training.model import Trainee
 from okavango.training.monitor import Monitor
 from okavango.training.spec import LoraSpec, TrainSpec
 

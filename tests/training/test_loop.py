@@ -10,6 +10,7 @@ from training_fixtures import Workshop
 
 from okavango.modalities.prompt import Renderer
 from okavango.platform.errors import ConfigError, IntegrityError
+from okavango.training.build import build_trainee
 from okavango.training.checkpoint import Checkpoints
 from okavango.training.collate import render_rows
 from okavango.training.dataset import open_dataset
@@ -21,7 +22,6 @@ from okavango.training.loop import (
     lr_factor,
     seed_everything,
 )
-from okavango.training.model import build_trainee
 from okavango.training.monitor import Monitor, Reason, Stopped
 from okavango.training.ranks import join
 from okavango.training.spec import TrainSpec, parse_spec

@@ -13,9 +13,9 @@ from memory_process import CASES, batch_of, spec_of, trainee_of
 
 from okavango.modalities.base import Base
 from okavango.modalities.tiny import write_tiny_base
+from okavango.training.build import build_trainee
 from okavango.training.check import check_dataset, measure_of
 from okavango.training.memory import Estimate, Length, Shape, estimate, shape_of
-from okavango.training.model import build_trainee
 from okavango.training.spec import parse_spec
 
 

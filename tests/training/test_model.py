@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from peft import LoraConfig, PeftModel, get_peft_model
+from plain_varlen import plain_varlen
 from training_fixtures import picture_row, text_row, write_pictures, write_rows
 
 from okavango.modalities.base import Base, load_decoder, load_head, load_tokenizer
@@ -17,11 +18,13 @@ from okavango.modalities.projector import ProjectionHead, pool
 from okavango.modalities.prompt import Renderer
 from okavango.modalities.tiny import Architecture, write_tiny_base
 from okavango.platform.errors import UnsupportedError
+from okavango.training import tight
+from okavango.training.build import build_trainee, precision
 from okavango.training.collate import Batch, LoadMedium, collate, render_row
 from okavango.training.dataset import Dataset, Example, open_dataset
 from okavango.training.lora import drop
 from okavango.training.memory import MOST_LOGITS
-from okavango.training.model import Trainee, build_trainee, precision
+from okavango.training.model import Trainee
 from okavango.training.objective import answer_loss
 from okavango.training.packing import Layout, packed
 from okavango.training.spec import LoraSpec, TrainSpec
@@ -168,6 +171,32 @@ def gradients(trainee: Trainee, loss: torch.Tensor) -> dict[str, torch.Tensor]:
     trainee.zero_grad()
     loss.backward()
     return {name: p.grad.clone() for name, p in trainee.trained().items() if p.grad is not None}
+
+
+@pytest.mark.parametrize("architecture", get_args(Architecture))
+def test_without_padding_values_and_gradients_are_the_same(
+    tmp_path: Path, architecture: Architecture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tight, "_varlen", lambda: plain_varlen)
+    base = write_tiny_base(tmp_path / "base", architecture=architecture)
+    dataset = mixed_rows(tmp_path)
+    rows = [render_row(example, renderer_of(base), None) for example in dataset.rows()]
+    load = loader(features_of(base, dataset))
+    trainee = trainee_like(base, LoraSpec(r=4, alpha=8, dropout=0))
+    found, expected = (trainee.loss(collate(rows, load, tight=each)) for each in (True, False))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
+    ours, padded = gradients(trainee, found), gradients(trainee, expected)
+    assert ours.keys() == padded.keys()
+    for name, gradient in ours.items():
+        torch.testing.assert_close(gradient, padded[name], rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_a_cpu_gets_padded_rows(tmp_path: Path) -> None:
+    base = write_tiny_base(tmp_path / "base")
+    dataset = mixed_rows(tmp_path)
+    rows = [render_row(example, renderer_of(base), None) for example in dataset.rows()]
+    trainee = build(base, LoraSpec(r=4), torch.bfloat16)
+    assert isinstance(trainee.batch(rows, loader(features_of(base, dataset))).layout, Layout)
 
 
 @pytest.mark.parametrize("architecture", get_args(Architecture))

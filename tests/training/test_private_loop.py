@@ -10,12 +10,12 @@ from training_fixtures import Workshop, picture_row, text_row, write_rows
 
 from okavango.modalities.prompt import Renderer
 from okavango.platform.bundle import read_manifest
+from okavango.training.build import build_trainee
 from okavango.training.checkpoint import Checkpoints
 from okavango.training.collate import collate, render_rows
 from okavango.training.dataset import open_dataset
 from okavango.training.features import FeatureCache, fill_cache
 from okavango.training.loop import TrainingSet, seed_everything
-from okavango.training.model import build_trainee
 from okavango.training.monitor import Monitor, Reason, Stopped
 from okavango.training.objective import answer_loss
 from okavango.training.privacy import Budget, Chance, budget_of

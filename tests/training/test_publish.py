@@ -19,8 +19,9 @@ from okavango.modalities.projector import HeadSpec, ProjectionHead, bind_head, p
 from okavango.modalities.prompt import Renderer
 from okavango.platform.bundle import read_system, verify
 from okavango.platform.errors import ConflictError
+from okavango.training.build import build_trainee
 from okavango.training.dataset import open_dataset
-from okavango.training.model import Trainee, build_trainee
+from okavango.training.model import Trainee
 from okavango.training.publish import Origin, finished_bundle, publish, write_bundle
 from okavango.training.spec import LoraSpec
 

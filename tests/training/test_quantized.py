@@ -15,10 +15,11 @@ from training_fixtures import text_row, write_rows
 from okavango.modalities.base import Base, load_tokenizer
 from okavango.modalities.encoders import make_renderer
 from okavango.platform.errors import ConfigError, UnsupportedError
+from okavango.training.build import build_trainee
 from okavango.training.collate import Batch, collate, render_row
 from okavango.training.dataset import open_dataset
 from okavango.training.memory import shape_of
-from okavango.training.model import Trainee, build_trainee
+from okavango.training.model import Trainee
 from okavango.training.objective import answer_loss
 from okavango.training.spec import TrainSpec, check_spec, parse_spec
 

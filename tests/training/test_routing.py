@@ -14,11 +14,12 @@ from okavango.modalities.encoders import make_renderer
 from okavango.modalities.tiny import Architecture, write_tiny_base
 from okavango.platform.catalog.events import Event
 from okavango.platform.errors import UnsupportedError
+from okavango.training.build import build_trainee
 from okavango.training.checkpoint import Checkpoints
 from okavango.training.collate import Row, collate, render_row
 from okavango.training.dataset import open_dataset
 from okavango.training.loop import Loop, TrainingSet, seed_everything
-from okavango.training.model import Trainee, build_trainee
+from okavango.training.model import Trainee
 from okavango.training.monitor import Monitor
 from okavango.training.ranks import join
 from okavango.training.routing import Routing, routing_of
